@@ -1,0 +1,17 @@
+"""The non-local block: its specification, the NumPy reference that defines it, and what backends share."""
+
+from nonlocal_core.parameters import init_params, param_shapes
+from nonlocal_core.reference import attention, nonlocal_block, nonlocal_op, updated_statistics
+from nonlocal_core.spec import NonLocalSpec
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "NonLocalSpec",
+    "attention",
+    "init_params",
+    "nonlocal_block",
+    "nonlocal_op",
+    "param_shapes",
+    "updated_statistics",
+]

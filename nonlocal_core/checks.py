@@ -1,0 +1,111 @@
+"""Checks of what the operation and the block are given, once for every backend: names, shapes and words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+
+from nonlocal_core.errors import check_choice, fail_type, fail_value
+from nonlocal_core.parameters import param_shapes
+from nonlocal_core.spec import NonLocalSpec, check_boolean, check_floating, check_pairwise, check_sizes, normal_scale
+
+__all__ = ["METHODS", "OpOptions", "check_method", "check_op", "check_params", "check_positions", "dtype_name"]
+
+METHODS = ("auto", "pairwise")
+
+
+class OpOptions(TypedDict, total=False):
+    """The options of `nonlocal_op`, in every backend."""
+
+    pairwise: str | Callable[[Any, Any], Any]
+    scale: float | None
+    concat_weight: Any
+    concat_bias: Any
+    normalize: str | None
+    key_mask: Any
+    method: str
+
+
+def dtype_name(array: Any) -> str:
+    """Return the bare name of an array's dtype, for example "float32", for any array library."""
+    return getattr(array.dtype, "name", None) or str(array.dtype).rpartition(".")[2]
+
+
+def check_method(method: str) -> None:
+    """Check the name of a method."""
+    check_choice("method", method, METHODS)
+
+
+def check_op(
+    theta: Any,
+    phi: Any,
+    g: Any,
+    *,
+    pairwise: str | Callable[[Any, Any], Any] = "embedded_gaussian",
+    scale: float | None = None,
+    concat_weight: Any = None,
+    concat_bias: Any = None,
+    normalize: str | None = None,
+    key_mask: Any = None,
+    method: str = "auto",
+) -> float:
+    """Check the arrays and options of `nonlocal_op`, by shape and dtype alone; return the factor on the scores.
+
+    Raises:
+        TypeError: if an argument has a wrong type.
+        ValueError: if an option or a shape has a wrong value.
+    """
+    check_method(method)
+    check_pairwise(pairwise, normalize)
+    factor = normal_scale(scale, named=())
+    for name, array in (("theta", theta), ("phi", phi), ("g", g)):
+        check_floating(name, dtype_name(array))
+        if len(array.shape) != 3:  # noqa: PLR2004 - batch, positions, channels
+            raise fail_value(name, "have 3 axes: batch, positions, channels", f"shape {tuple(array.shape)}")
+    batch, _, inner = theta.shape
+    check_sizes("phi", phi.shape, (batch, None, inner))
+    check_sizes("g", g.shape, (batch, phi.shape[1], None))
+    if key_mask is not None:
+        check_boolean("key_mask", dtype_name(key_mask))
+        check_sizes("key_mask", key_mask.shape, phi.shape[:2])
+    if pairwise == "concatenation":
+        if concat_weight is None:
+            raise fail_value("concat_weight", "be given for the concatenation form", None)
+        check_sizes("concat_weight", concat_weight.shape, (None if inner is None else 2 * inner,))
+        if concat_bias is not None:
+            check_sizes("concat_bias", concat_bias.shape, ())
+    elif concat_weight is not None or concat_bias is not None:
+        name = "concat_bias" if concat_weight is None else "concat_weight"
+        raise fail_value(name, "be None unless `pairwise` is 'concatenation'", "an array")
+    return 1.0 if factor is None else float(factor)
+
+
+def check_positions(positions: Any, queries: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return `positions` as a one-dimensional array of int64, each one of `queries` flat indices."""
+    array = np.asarray(positions)
+    if array.dtype.kind not in "iu":
+        raise fail_type("positions", "be a one-dimensional sequence of ints", positions)
+    if array.ndim != 1:
+        raise fail_value("positions", "be a one-dimensional sequence of ints", f"shape {array.shape}")
+    if array.size and not (array.min() >= 0 and array.max() < queries):
+        raise fail_value("positions", f"be flat indices from 0 to {queries - 1}", array.tolist())
+    return array.astype(np.int64)
+
+
+def check_params(params: Mapping[str, Any], spec: NonLocalSpec) -> None:
+    """Check that `params` holds exactly the parameters of `spec`, in their shapes.
+
+    Raises:
+        TypeError: if `params` is not a mapping.
+        ValueError: if a parameter is missing or unknown, or has a wrong shape.
+    """
+    if not isinstance(params, Mapping):
+        raise fail_type("params", "be a mapping from names to arrays", params)
+    shapes = param_shapes(spec)
+    missing, unknown = sorted(shapes.keys() - params.keys()), sorted(params.keys() - shapes.keys())
+    if missing or unknown:
+        raise fail_value("params", f"hold exactly {list(shapes)}", f"missing {missing}, unknown {unknown}")
+    for name, shape in shapes.items():
+        check_sizes(f"params[{name!r}]", np.shape(params[name]), shape)

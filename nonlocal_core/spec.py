@@ -1,0 +1,470 @@
+"""What a non-local block computes, as one immutable value."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, TypedDict
+
+from nonlocal_core.errors import check_bool, check_choice, check_finite, check_int, fail_type, fail_value
+from nonlocal_core.sets import Sets
+
+__all__ = ["PAIRWISE", "NonLocalSpec", "Size", "SpecOptions", "check_pairwise", "check_sizes"]
+
+PAIRWISE = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
+
+_SOFTMAX = {"gaussian": True, "embedded_gaussian": True, "dot_product": False, "concatenation": False}
+_SPACES = {"all": None, "space": (1, 2), "time": (0,)}
+_VIDEO = 3
+
+Size = int | None
+
+
+class Bias(Mapping[str, bool]):
+    """An immutable, hashable mapping from the name of a layer to whether it has a bias."""
+
+    def __init__(self, items: Mapping[str, bool]) -> None:
+        """Keep a copy of `items`."""
+        self._items = dict(items)
+
+    def __getitem__(self, layer: str) -> bool:
+        """Return whether `layer` has a bias."""
+        return self._items[layer]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the layers, in the order of the computation."""
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        """Return the number of layers."""
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        """Return a hash of the items."""
+        return hash(tuple(self._items.items()))
+
+    def __repr__(self) -> str:
+        """Show it as the dict that makes it."""
+        return repr(self._items)
+
+
+class SpecOptions(TypedDict, total=False):
+    """The options of `NonLocalSpec` beside `channels`, for the signatures of the adapters."""
+
+    inner_channels: int | None
+    pairwise: str | Callable[[Any, Any], Any]
+    normalize: Literal["softmax", "count"] | None
+    scale: float | Literal["inner", "input"] | None
+    subsample: int | Sequence[int] | None
+    subsample_at: Literal["projection", "input"]
+    axes: Literal["all", "space", "time"] | Sequence[int]
+    group_size: int | None
+    bias: bool | Mapping[str, bool]
+    norm: Literal["batch", "affine"] | None
+    norm_epsilon: float
+    norm_momentum: float
+    residual: bool
+    zero_init: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NonLocalSpec:
+    """Say what a non-local block computes (Wang et al., CVPR 2018, equations 1 to 6).
+
+    Options are validated and brought to one form on creation, so that specs of equal meaning are equal and
+    have equal hashes.
+
+    Args:
+        channels: C, the channels of the input and of the output.
+        inner_channels: C', the channels of theta, phi and g. None: half of `channels`, at least 1; the
+            attribute then holds that number.
+        pairwise: the form of f(x_i, x_j): "gaussian", "embedded_gaussian", "dot_product", "concatenation",
+            or a function `f(theta (B, N, C'), phi (B, M, C')) -> scores (B, N, M)` on the backend's arrays.
+        normalize: how the scores of a `pairwise` function become weights: "softmax" over the keys, or
+            "count", division by their number. None for the named forms, which fix it.
+        scale: a factor on the scores. None: 1; "inner": C'^-1/2; "input": C^-1/2; or a finite, non-zero float.
+        subsample: window and stride of the max pooling of the keys: an int for every interacting axis, or
+            one int per spatial axis, which also fixes the rank. None: no pooling.
+        subsample_at: pool what phi and g give ("projection", the paper's text) or what they get ("input",
+            the official code).
+        axes: the spatial axes along which positions interact: "all", for a video "space" or "time", or a
+            tuple of axes counted from 0. The others act as batch.
+        group_size: for a video with axes "all", the number of frames in one independent group.
+        bias: whether the layers have biases: a bool, or a mapping over "theta", "phi", "g", "concat", "out"
+            in which unnamed layers are True and "concat" is False; the attribute holds such a mapping.
+        norm: what follows the last projection: None, "batch" (batch normalisation) or "affine" (a frozen one:
+            its scale and shift alone).
+        norm_epsilon: what is added to the variance.
+        norm_momentum: the share of the new statistics in the running ones, between 0 and 1.
+        residual: whether the input is added to the result.
+        zero_init: whether a new block adds exactly nothing to its input.
+
+    Raises:
+        TypeError: if an option has a wrong type.
+        ValueError: if an option has a wrong value, or two options contradict each other.
+
+    Example:
+        >>> spec = NonLocalSpec(channels=64, subsample=2, norm="batch")
+        >>> spec.inner_channels
+        32
+        >>> spec.replace(pairwise="dot_product").pairwise
+        'dot_product'
+    """
+
+    channels: int
+    inner_channels: int = None  # type: ignore[assignment]  # an int after creation
+    pairwise: str | Callable[[Any, Any], Any] = "embedded_gaussian"
+    normalize: str | None = None
+    scale: float | str | None = None
+    subsample: int | tuple[int, ...] | None = None
+    subsample_at: str = "projection"
+    axes: str | tuple[int, ...] = "all"
+    group_size: int | None = None
+    bias: bool | Mapping[str, bool] = True
+    norm: str | None = None
+    norm_epsilon: float = 1e-5
+    norm_momentum: float = 0.1
+    residual: bool = True
+    zero_init: bool = True
+
+    def __post_init__(self) -> None:
+        """Validate every option and bring it to one form."""
+        put = partial(object.__setattr__, self)
+        put("channels", check_int("channels", self.channels))
+        inner = _default_inner(self.channels) if self.inner_channels is None else self.inner_channels
+        put("inner_channels", check_int("inner_channels", inner))
+        check_pairwise(self.pairwise, self.normalize)
+        put("scale", normal_scale(self.scale))
+        put("subsample", _normal_subsample(self.subsample))
+        check_choice("subsample_at", self.subsample_at, ("projection", "input"))
+        put("axes", _normal_axes(self.axes))
+        if self.group_size is not None:
+            put("group_size", check_int("group_size", self.group_size, "be a positive int or None"))
+        self._check_axes()
+        put("bias", _normal_bias(self.bias, self.layers))
+        check_choice("norm", self.norm, (None, "batch", "affine"))
+        put("norm_epsilon", check_finite("norm_epsilon", self.norm_epsilon, "be a positive, finite float"))
+        if self.norm_epsilon <= 0:
+            raise fail_value("norm_epsilon", "be a positive, finite float", self.norm_epsilon)
+        put("norm_momentum", check_finite("norm_momentum", self.norm_momentum, "be a float between 0 and 1"))
+        if not 0 <= self.norm_momentum <= 1:
+            raise fail_value("norm_momentum", "be a float between 0 and 1", self.norm_momentum)
+        put("residual", check_bool("residual", self.residual))
+        put("zero_init", check_bool("zero_init", self.zero_init))
+
+    def _check_axes(self) -> None:
+        """Check the options that speak of spatial axes against each other."""
+        if self.group_size is not None and self.axes != "all":
+            raise fail_value("group_size", "be None unless `axes` is 'all'", self.group_size)
+        window = self.subsample if isinstance(self.subsample, tuple) else None
+        if window is None:
+            return
+        needed = _VIDEO if self.group_size is not None or self.axes in {"space", "time"} else None
+        if needed and len(window) != needed:
+            raise fail_value("subsample", "have one entry for each of the 3 axes of a video", window)
+        inner = _SPACES[self.axes] if isinstance(self.axes, str) else self.axes
+        if inner is None:
+            return
+        if max(inner) >= len(window):
+            raise fail_value("axes", f"be below the {len(window)} axes that `subsample` names", inner)
+        if any(size > 1 for axis, size in enumerate(window) if axis not in inner):
+            raise fail_value("subsample", f"be 1 on every axis that is not in `axes` ({self.axes!r})", window)
+
+    # Derived values
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that this form has, in the order of the computation."""
+        if self.pairwise == "gaussian":
+            return ("g", "out")
+        if self.pairwise == "concatenation":
+            return ("theta", "phi", "g", "concat", "out")
+        return ("theta", "phi", "g", "out")
+
+    @property
+    def has_embedding(self) -> bool:
+        """Whether theta and phi are projections (False: both are the input itself)."""
+        return self.pairwise != "gaussian"
+
+    @property
+    def is_softmax(self) -> bool:
+        """Whether weights are a softmax over the keys (False: scores divided by their number)."""
+        return is_softmax(self.pairwise, self.normalize)
+
+    @property
+    def scale_factor(self) -> float:
+        """The number that multiplies the scores."""
+        named = {None: 1.0, "inner": self.inner_channels**-0.5, "input": self.channels**-0.5}
+        return named[self.scale] if isinstance(self.scale, str | None) else self.scale
+
+    @property
+    def rank(self) -> int | None:
+        """The number of spatial axes that the options require (None: 1, 2 or 3)."""
+        if isinstance(self.subsample, tuple):
+            return len(self.subsample)
+        return _VIDEO if self.group_size is not None or self.axes in {"space", "time"} else None
+
+    def sets(self, spatial: Sequence[int]) -> Sets:
+        """Return how the positions of a grid divide into sets, and how the keys of a set are pooled.
+
+        Args:
+            spatial: the sizes S1..Sk of the spatial axes; they must have passed `check_input`.
+
+        Returns:
+            The sets, as sizes and axes alone.
+        """
+        axes = range(len(spatial))
+        named = _SPACES[self.axes] if isinstance(self.axes, str) else self.axes
+        inner = tuple(axes) if named is None else named
+        window = (self.subsample,) * len(spatial) if isinstance(self.subsample, int) else self.subsample
+        chosen = None if window is None else tuple(window[axis] for axis in inner)
+        if self.group_size is not None:
+            frames, height, width = spatial
+            grid = (frames // self.group_size, self.group_size, height, width)
+            return Sets(grid=grid, outer=(0,), inner=(1, 2, 3), window=chosen)
+        outer = tuple(axis for axis in axes if axis not in inner)
+        return Sets(grid=tuple(spatial), outer=outer, inner=inner, window=chosen)
+
+    def check_input(
+        self,
+        shape: Sequence[Size],
+        *,
+        dtype: str = "float32",
+        mask_shape: Sequence[Size] | None = None,
+        mask_dtype: str = "bool",
+        training: bool = False,
+    ) -> None:
+        """Check an input against this spec; every backend calls this before it computes.
+
+        Args:
+            shape: `(B, S1..Sk, C)`, channels last whatever the layout of the backend. None stands for a size
+                that is unknown or symbolic; what depends on it is not checked.
+            dtype: the name of the dtype of the input.
+            mask_shape: the shape of the key mask, if there is one.
+            mask_dtype: the name of the dtype of the key mask.
+            training: whether batch normalisation takes its statistics from this input.
+
+        Raises:
+            TypeError: if the input is not floating point or the mask is not boolean.
+            ValueError: if a shape does not fit the spec.
+
+        Example:
+            >>> NonLocalSpec(channels=4, subsample=2).check_input((1, 1, 8, 4))
+            Traceback (most recent call last):
+            ValueError: `subsample` must leave at least one window on spatial axis 0. Got size 1 and window 2.
+        """
+        check_floating("x", dtype)
+        self._check_grid(shape)
+        if mask_shape is not None:
+            check_boolean("key_mask", mask_dtype)
+            check_sizes("key_mask", mask_shape, shape[:-1])
+        if training and self.norm == "batch" and None not in shape and math.prod(shape[:-1]) == 1:  # type: ignore[arg-type]
+            raise fail_value("x", "have more than one value per channel in training with norm 'batch'", 1)
+
+    def _check_grid(self, shape: Sequence[Size]) -> None:
+        """Check the rank, the channels and what groups and windows need of the spatial sizes."""
+        rank = len(shape) - 2
+        if not 1 <= rank <= _VIDEO:
+            raise fail_value("x", "have 1, 2 or 3 spatial axes beside batch and channels", f"{rank} spatial axes")
+        if self.rank not in {None, rank}:
+            raise fail_value("x", f"have {self.rank} spatial axes, as the options require", f"{rank} spatial axes")
+        if isinstance(self.axes, tuple) and max(self.axes) >= rank:
+            raise fail_value("axes", f"be below the number of spatial axes, {rank}", self.axes)
+        if shape[-1] not in {None, self.channels}:
+            raise fail_value("x", f"have {self.channels} channels", f"{shape[-1]} channels")
+        spatial = shape[1:-1]
+        for axis, size in enumerate(spatial):
+            if size is not None and size < 1:
+                raise fail_value("x", "have at least one position on every spatial axis", f"size 0 on axis {axis}")
+        if self.group_size is not None and spatial[0] is not None and spatial[0] % self.group_size:
+            got = f"{self.group_size} for {spatial[0]} frames"
+            raise fail_value("group_size", "divide the number of frames", got)
+        window = (self.subsample,) * rank if isinstance(self.subsample, int) else self.subsample
+        if window is None:
+            return
+        sizes = spatial if self.group_size is None else (self.group_size, *spatial[1:])
+        inner = _SPACES[self.axes] if isinstance(self.axes, str) else self.axes
+        for axis, (size, length) in enumerate(zip(sizes, window, strict=True)):
+            if (inner is None or axis in inner) and size is not None and size < length:
+                rule = f"leave at least one window on spatial axis {axis}"
+                raise fail_value("subsample", rule, f"size {size} and window {length}")
+
+    # Copies and files
+
+    def replace(self, **changes: Any) -> NonLocalSpec:
+        """Return a copy with some options changed.
+
+        An `inner_channels` that is half of `channels` follows a change of `channels`, and the biases of layers
+        that a new `pairwise` lacks are dropped, unless the option itself is among the changes.
+        """
+        if "channels" in changes and self.inner_channels == _default_inner(self.channels):
+            changes = {"inner_channels": None, **changes}
+        if "pairwise" in changes:
+            changes = {"bias": self._bias_for(changes["pairwise"]), **changes}
+        return dataclasses.replace(self, **changes)
+
+    def _bias_for(self, pairwise: Any) -> bool | dict[str, bool]:
+        """Return the biases with another form: all off stays all off, the layers both have keep theirs."""
+        bias = dict(self.bias) if isinstance(self.bias, Mapping) else {}
+        if not any(bias.values()):
+            return False
+        absent = {"gaussian": {"theta", "phi", "concat"}, "concatenation": set()}
+        gone = absent.get(pairwise, {"concat"}) if isinstance(pairwise, str) else {"concat"}
+        return {layer: has for layer, has in bias.items() if layer not in gone}
+
+    def to_json(self) -> str:
+        """Return the options as JSON text, which `from_json` reads back to an equal spec.
+
+        Raises:
+            ValueError: if `pairwise` is a function.
+        """
+        if not isinstance(self.pairwise, str):
+            raise fail_value("pairwise", "be one of the named forms to be written as JSON", self.pairwise)
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return json.dumps({**fields, "bias": dict(fields["bias"])})
+
+    @classmethod
+    def from_json(cls, text: str) -> NonLocalSpec:
+        """Return the spec that `to_json` wrote.
+
+        Raises:
+            ValueError: if the text is not a JSON object, or names an option that is unknown.
+        """
+        try:
+            options = json.loads(text)
+        except (TypeError, json.JSONDecodeError) as error:
+            message = f"`text` must be JSON. {error}"
+            raise ValueError(message) from None
+        if not isinstance(options, dict):
+            raise fail_value("text", "be a JSON object", text)
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = [name for name in options if name not in known]
+        if unknown or "channels" not in options:
+            raise fail_value("text", f"have 'channels' and no options beside {known}", list(options))
+        return cls(**options)
+
+    @classmethod
+    def preset(cls, name: str, *, channels: int, rank: int = 3, **overrides: Any) -> NonLocalSpec:
+        """Return the spec with which a block computes exactly what a public implementation computes.
+
+        See `nonlocal_core.presets` for the names and for what each fixes.
+
+        Args:
+            name: the implementation, for example "official" or "mmcv".
+            channels: C.
+            rank: the number of spatial axes, which decides the pooling window.
+            overrides: options of the spec; `pairwise` and `norm` are settled first, then what the
+                implementation derives from them, then the others replace what they name.
+
+        Raises:
+            TypeError: if an override is no option of the spec.
+            ValueError: if the name is unknown, or the implementation lacks the form or the rank.
+
+        Example:
+            >>> NonLocalSpec.preset("slowfast", channels=1024).scale
+            'inner'
+        """
+        from nonlocal_core.presets import preset_options
+
+        return cls(**preset_options(name, channels=channels, rank=rank, overrides=overrides))
+
+
+def check_floating(name: str, dtype: str) -> None:
+    """Check the name of a dtype that must be real floating point."""
+    if not dtype.startswith(("float", "bfloat")):
+        message = f"`{name}` must have a floating-point dtype. Got {dtype}."
+        raise TypeError(message)
+
+
+def check_boolean(name: str, dtype: str) -> None:
+    """Check the name of a dtype that must be bool."""
+    if dtype != "bool":
+        message = f"`{name}` must be boolean. Got {dtype}."
+        raise TypeError(message)
+
+
+def check_sizes(name: str, shape: Sequence[Size], expected: Sequence[Size]) -> None:
+    """Check a shape against the expected one; a size of None fits any."""
+    fits = len(shape) == len(expected) and all(
+        got is None or want is None or got == want for got, want in zip(shape, expected, strict=True)
+    )
+    if not fits:
+        raise fail_value(name, f"have shape {tuple(expected)}", f"shape {tuple(shape)}")
+
+
+def _default_inner(channels: int) -> int:
+    return max(channels // 2, 1)
+
+
+def is_softmax(pairwise: str | Callable[[Any, Any], Any], normalize: str | None) -> bool:
+    """Return whether weights are a softmax over the keys (False: scores divided by their number)."""
+    return _SOFTMAX[pairwise] if isinstance(pairwise, str) else normalize == "softmax"
+
+
+def check_pairwise(pairwise: Any, normalize: Any) -> None:
+    """Check the form and, for a function, how its scores become weights."""
+    if callable(pairwise):
+        if normalize not in {"softmax", "count"}:
+            raise fail_value("normalize", "be 'softmax' or 'count' for a `pairwise` function", repr(normalize))
+        return
+    if not isinstance(pairwise, str):
+        raise fail_type("pairwise", "be a string or a function", pairwise)
+    check_choice("pairwise", pairwise, PAIRWISE)
+    if normalize is not None:
+        raise fail_value("normalize", f"be None for the named form {pairwise!r}, which fixes it", repr(normalize))
+
+
+def normal_scale(scale: Any, named: tuple[str, ...] = ("inner", "input")) -> float | str | None:
+    """Return a scale in its one form: None, one of the names, or a finite, non-zero Python float."""
+    rule = f"be {', '.join(['None', *map(repr, named)])} or a finite, non-zero float"
+    if scale is None or (isinstance(scale, str) and scale in named):
+        return scale
+    if isinstance(scale, str):
+        raise fail_value("scale", rule, repr(scale))
+    number = check_finite("scale", scale, rule)
+    if number == 0:
+        raise fail_value("scale", rule, number)
+    return number
+
+
+def _normal_subsample(subsample: Any) -> int | tuple[int, ...] | None:
+    rule = "be a positive int or one per axis"
+    if subsample is None:
+        return None
+    if not isinstance(subsample, Sequence) or isinstance(subsample, str):
+        return check_int("subsample", subsample, rule)
+    if not 1 <= len(subsample) <= _VIDEO:
+        raise fail_value("subsample", rule, tuple(subsample))
+    try:
+        return tuple(check_int("subsample", size, rule) for size in subsample)
+    except ValueError:
+        raise fail_value("subsample", rule, tuple(subsample)) from None
+
+
+def _normal_axes(axes: Any) -> str | tuple[int, ...]:
+    rule = "be 'all', 'space', 'time' or a tuple of distinct spatial axes from 0, 1, 2"
+    if isinstance(axes, str):
+        if axes not in _SPACES:
+            raise fail_value("axes", rule, repr(axes))
+        return axes
+    if not isinstance(axes, Sequence):
+        raise fail_type("axes", rule, axes)
+    chosen = tuple(sorted(check_int("axes", axis + 1 if isinstance(axis, int) else axis, rule) - 1 for axis in axes))
+    if not chosen or len(set(chosen)) < len(chosen) or chosen[-1] >= _VIDEO:
+        raise fail_value("axes", rule, tuple(axes))
+    return chosen
+
+
+def _normal_bias(bias: Any, layers: tuple[str, ...]) -> Bias:
+    if not isinstance(bias, Mapping):
+        every = check_bool("bias", bias) if not isinstance(bias, str) else None
+        if every is None:
+            raise fail_type("bias", "be a bool or a mapping from a layer to a bool", bias)
+        return Bias({layer: every and layer != "concat" for layer in layers})
+    absent = [layer for layer in bias if layer not in layers]
+    if absent:
+        raise fail_value("bias", f"name layers of this form, {layers}", absent)
+    return Bias({layer: check_bool("bias", bias.get(layer, layer != "concat")) for layer in layers})
