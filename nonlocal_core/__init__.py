@@ -1,5 +1,6 @@
 """The non-local block: its specification, the NumPy reference that defines it, and what backends share."""
 
+from nonlocal_core.gradients import nonlocal_block_vjp, nonlocal_op_vjp
 from nonlocal_core.parameters import init_params, param_shapes
 from nonlocal_core.reference import attention, nonlocal_block, nonlocal_op, updated_statistics
 from nonlocal_core.spec import NonLocalSpec
@@ -11,7 +12,9 @@ __all__ = [
     "attention",
     "init_params",
     "nonlocal_block",
+    "nonlocal_block_vjp",
     "nonlocal_op",
+    "nonlocal_op_vjp",
     "param_shapes",
     "updated_statistics",
 ]

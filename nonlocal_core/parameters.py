@@ -74,7 +74,7 @@ def init_params(spec: NonLocalSpec, rng: np.random.Generator) -> dict[str, np.nd
     return {name: _initial(name, shape, spec, rng) for name, shape in param_shapes(spec).items()}
 
 
-def initial_std(name: str, spec: NonLocalSpec) -> tuple[float, float]:
+def initial_moments(name: str, spec: NonLocalSpec) -> tuple[float, float]:
     """Return the mean and the standard deviation with which a parameter starts."""
     if name == "norm.weight":
         return (0.0 if spec.zero_init else 1.0, 0.0)
@@ -87,5 +87,5 @@ def initial_std(name: str, spec: NonLocalSpec) -> tuple[float, float]:
 def _initial(
     name: str, shape: tuple[int, ...], spec: NonLocalSpec, rng: np.random.Generator
 ) -> np.ndarray[Any, Any]:
-    mean, deviation = initial_std(name, spec)
+    mean, deviation = initial_moments(name, spec)
     return rng.normal(mean, deviation, shape) if deviation else np.full(shape, mean)

@@ -262,7 +262,7 @@ def cut(xp: Any, a: Array, sets: Sets) -> Array:
 
 def uncut(xp: Any, a: Array, sets: Sets) -> Array:
     """Put the queries or the keys of all sets, `(B', N', C)`, back in row-major order, `(B, N, C)`."""
-    inner = sets.inner_sizes if a.shape[1] == math.prod(sets.inner_sizes) else sets.key_sizes
+    inner = sets.inner_sizes if a.shape[1] == sets.queries else sets.key_sizes
     batch = a.shape[0] // sets.count
     a = xp.permute_dims(xp.reshape(a, (batch, *sets.outer_sizes, *inner, a.shape[-1])), sets.uncut_axes)
     return xp.reshape(a, (batch, sets.count * math.prod(inner), a.shape[-1]))
@@ -276,7 +276,7 @@ def windows_of(xp: Any, a: Array, sets: Sets) -> Array:
     pairs = [size for pair in zip(sets.key_sizes, window, strict=True) for size in pair]
     a = xp.reshape(a, (a.shape[0], *pairs, a.shape[-1]))
     a = xp.permute_dims(a, (0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1))
-    return xp.reshape(a, (a.shape[0], math.prod(sets.key_sizes), math.prod(window), a.shape[-1]))
+    return xp.reshape(a, (a.shape[0], sets.keys, math.prod(window), a.shape[-1]))
 
 
 def pool(a: Array, sets: Sets, mask: Array) -> tuple[Array, Array]:
@@ -368,7 +368,7 @@ def normalized(a: Array, params: Params, spec: NonLocalSpec, training: bool) -> 
 def set_numbers(xp: Any, sets: Sets, where: Any) -> tuple[Array, Array]:
     """Return the number of the set of each query (N,) and of each key (M,), in row-major order."""
     numbers = xp.arange(sets.count, device=where)[:, None, None]
-    sizes = (math.prod(sets.inner_sizes), math.prod(sets.key_sizes))
+    sizes = (sets.queries, sets.keys)
     queries, keys = (
         uncut(xp, xp.broadcast_to(numbers, (sets.count, size, 1)), sets)[0, :, 0] for size in sizes
     )

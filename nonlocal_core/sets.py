@@ -59,3 +59,13 @@ class Sets:
     def count(self) -> int:
         """The number of sets in one sample."""
         return math.prod(self.outer_sizes)
+
+    @property
+    def queries(self) -> int:
+        """The number of queries of one set."""
+        return math.prod(self.inner_sizes)
+
+    @property
+    def keys(self) -> int:
+        """The number of keys of one set, before a mask."""
+        return math.prod(self.key_sizes)

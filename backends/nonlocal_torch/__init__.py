@@ -1,1 +1,12 @@
-"""TODO."""
+"""The non-local block for PyTorch; tensors are channels first, `(B, C, S1..Sk)`."""
+
+try:
+    import torch as _  # noqa: F401
+except ImportError as error:
+    message = "nonlocal_torch needs PyTorch. Install it with `pip install 'nonlocal-core[torch]'`."
+    raise ImportError(message) from error
+
+from nonlocal_torch.block import NonLocalBlock
+from nonlocal_torch.op import nonlocal_op
+
+__all__ = ["NonLocalBlock", "nonlocal_op"]
