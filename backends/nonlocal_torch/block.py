@@ -231,11 +231,12 @@ class NonLocalBlock(nn.Module):
 
     def _keys(self, x: Tensor, sets: Sets, key_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return phi and g (B', M, C') and which keys are valid (B', M), for each set."""
-        mask = None if key_mask is None else _cut(key_mask.flatten(1)[..., None], sets)
+        mask = None
         if key_mask is not None:
+            mask = _cut(key_mask.flatten(1)[..., None], sets)
             x = x.masked_fill(~key_mask[:, None], 0)
+        valid = None if mask is None else _pool(mask.to(x.dtype), sets, None)[..., 0] > 0
         flat = x.flatten(2).mT
-        valid = None if mask is None else _pool(mask.to(torch.float32), sets, None)[..., 0] > 0
         if self.spec.subsample_at == "input":
             pooled = _pool(_cut(flat, sets), sets, mask)
             phi = self._project(pooled, self.phi) if self.spec.has_embedding else pooled
@@ -285,13 +286,13 @@ def _uncut(a: Tensor, sets: Sets) -> Tensor:
 
 
 def _pool(a: Tensor, sets: Sets, mask: Tensor | None) -> Tensor:
-    """Return the largest valid value of each window of `(B', *inner, C)` as `(B', M, C)`."""
+    """Return the largest valid value of each window of `(B', *inner, C)` as `(B', M, C)`, 0 where none is."""
     if sets.window is None:
         return a.flatten(1, -2)
     if mask is not None:
         a = a.masked_fill(~mask, -torch.inf)
-    a = _POOLS[len(sets.inner)](a.movedim(-1, 1), sets.window)
-    return a.flatten(2).mT
+    a = _POOLS[len(sets.inner)](a.movedim(-1, 1), sets.window).flatten(2).mT
+    return a if mask is None else a.masked_fill(a == -torch.inf, 0)
 
 
 def _set_numbers(sets: Sets, device: torch.device) -> tuple[Tensor, Tensor]:

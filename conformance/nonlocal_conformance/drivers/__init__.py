@@ -1,1 +1,1 @@
-"""TODO."""
+"""The drivers: how the suite speaks to each backend, in NumPy arrays with channels last."""

@@ -1,0 +1,108 @@
+"""A bound on the error that half-precision operands make, to first order, one for each value of the output."""
+
+from __future__ import annotations
+
+import nonlocal_core as nlc
+import numpy as np
+from nonlocal_core import reference
+from nonlocal_core.reference import form_of, keys_of, project, queries_of, uncut
+
+from nonlocal_conformance.cases import Array, Case, Data
+
+__all__ = ["output_bound"]
+
+UNITS = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
+"""Half of the distance from 1 to the next number: what one rounding changes at most, relatively."""
+
+HIGHER_ORDERS = 2.0
+"""What the orders above the first may add."""
+
+SMALLEST = {"bfloat16": 2.0**-133, "float16": 2.0**-24}
+"""The smallest positive number: what a rounding near zero changes at most, absolutely."""
+
+
+def output_bound(case: Case, data: Data, dtype: str) -> Array:
+    """Return how far z may be from the reference if operands are rounded to `dtype`.
+
+    Every operand of a product (the input, the weights of the layers, theta, phi, g, y and the result of a layer)
+    is rounded once where it is stored; scores, weights and sums are float32, whose rounding is far smaller.
+    Weights may be rounded once more before they meet g, as fused kernels do.
+
+    Args:
+        case: an evaluation case with a named form.
+        data: its arrays in float64.
+        dtype: "bfloat16" or "float16".
+
+    Returns:
+        An array in the shape of z.
+    """
+    u, spec = UNITS[dtype], case.spec
+    sets = spec.sets(case.spatial)
+    magnitude = {name: np.abs(a) for name, a in data.params.items()}
+
+    def layer_error(a: Array, error: Array, layer: str) -> Array:
+        """Bound W a + b: the roundings of W, a, b and the result, and the error that `a` brought along."""
+        terms = project(np.abs(a), magnitude, layer)
+        return 3 * u * terms + error @ magnitude[f"{layer}.weight"].mT
+
+    flat = data.x.reshape(case.batch, -1, spec.channels)
+    theta = queries_of(flat, data.params, spec)
+    theta_error = layer_error(flat, 0 * flat, "theta") if spec.has_embedding else u * np.abs(flat)
+
+    # Of a window any position may become the largest: its error is the largest of the window.
+    phi, g, valid = (uncut(np, a, sets) for a in _with_axis(keys_of(data.x, data.params, spec, sets, data.key_mask)))
+    errors = {"g": layer_error(flat, 0 * flat, "g")}
+    errors["phi"] = layer_error(flat, 0 * flat, "phi") if spec.has_embedding else u * np.abs(flat)
+    grid = (case.batch, *case.spatial, -1)
+    pooled = {
+        name: uncut(np, reference.windows_of(np, reference.cut(np, e.reshape(grid), sets), sets).max(axis=2), sets)
+        for name, e in errors.items()
+    }
+    weights = nlc.attention(data.x, data.params, spec, key_mask=data.key_mask)
+    score_error = abs(spec.scale_factor) * _score_error(
+        case, data, theta, theta_error, phi, pooled["phi"], u
+    )
+    if spec.is_softmax:
+        weight_error = weights * (score_error + (weights * score_error).sum(axis=-1, keepdims=True)) + 2 * u * weights
+    else:
+        same = _same_set(case)
+        count = np.maximum((valid.mT & same).sum(axis=-1, keepdims=True), 1)
+        weight_error = np.where(valid.mT & same, score_error, 0.0) / count + u * np.abs(weights)
+    y = weights @ g
+    y_error = weight_error @ np.abs(g) + np.abs(weights) @ pooled["g"] + u * np.abs(y)
+    r_error = layer_error(y, y_error, "out")
+    if spec.norm is not None:
+        variance = data.params.get("norm.variance", 1.0 - spec.norm_epsilon)
+        r = project(y, data.params, "out")
+        mean = data.params.get("norm.mean", 0.0)
+        factor = magnitude["norm.weight"] / np.sqrt(variance + spec.norm_epsilon)
+        r_error = factor * (r_error + 2 * u * (np.abs(r) + np.abs(mean))) + 2 * u * magnitude["norm.bias"]
+    z = nlc.nonlocal_block(data.x, data.params, spec, data.key_mask)
+    smallest = SMALLEST[dtype] * spec.channels
+    return HIGHER_ORDERS * r_error.reshape(z.shape) + 2.0**-22 * np.abs(z) + smallest
+
+
+def _with_axis(keys: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    phi, g, valid = keys
+    return phi, g, valid[..., None]
+
+
+def _same_set(case: Case) -> Array:
+    """Return which keys lie in the set of each query, (1, N, M)."""
+    queries, keys = reference.set_numbers(np, case.spec.sets(case.spatial), None)
+    return (queries[:, None] == keys)[None]
+
+
+def _score_error(
+    case: Case, data: Data, theta: Array, theta_error: Array, phi: Array, phi_error: Array, u: float
+) -> Array:
+    """Bound the scores before the scale, (B, N, M)."""
+    if case.spec.pairwise != "concatenation":
+        return theta_error @ np.abs(phi).mT + np.abs(theta) @ phi_error.mT
+    form = form_of(case.spec, data.params)
+    half = theta.shape[-1]
+    w = np.abs(form.concat_weight)
+    bias = 0.0 if form.concat_bias is None else np.abs(form.concat_bias)
+    a = (theta_error + u * np.abs(theta)) @ w[:half] + u * bias
+    b = (phi_error + u * np.abs(phi)) @ w[half:]
+    return a[:, :, None] + b[:, None, :]

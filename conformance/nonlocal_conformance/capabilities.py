@@ -1,0 +1,29 @@
+"""What each backend can do, declared once: checks, tables and benchmarks read it here."""
+
+from __future__ import annotations
+
+__all__ = ["BACKENDS", "CAPABILITIES"]
+
+CAPABILITIES = {
+    "vjp": "gradients of the input and of every parameter",
+    "hvp": "second derivatives, reverse over reverse",
+    "op": "the operation alone",
+    "op_vjp": "gradients of the operation alone",
+    "attention": "rows of the weights",
+    "export": "parameters out and in under their canonical names",
+    "initial": "the parameters of a new block",
+    "steps": "one block called several times, on several sizes",
+    "compiled": "compilation by the framework",
+    "mixed": "mixed precision: bfloat16 and float16 operands, float32 parameters",
+    "layouts": "memory layouts of the input",
+    "peak_memory": "measured peak memory, and softmax forms in evaluation without the matrix of weights",
+    "functions": "a pairwise function of the user's own",
+    "errors": "the same errors in the same words",
+}
+"""Every capability and what it means; those named like a method of the driver need that method."""
+
+BACKENDS = {
+    "numpy": frozenset(CAPABILITIES) - {"hvp", "compiled", "mixed", "layouts"},
+    "torch": frozenset(CAPABILITIES),
+}
+"""The capabilities of each backend of this project."""

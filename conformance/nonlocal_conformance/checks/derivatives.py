@@ -1,0 +1,101 @@
+"""First and second derivatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import nonlocal_core as nlc
+import numpy as np
+from nonlocal_core.parameters import STATISTICS
+
+from nonlocal_conformance.assertions import EPSILONS, assert_close, assert_names, eps_of, largest
+from nonlocal_conformance.cases import Array, Case, Data
+from nonlocal_conformance.checks.values import is_op_case, op_arrays
+from nonlocal_conformance.registry import check
+
+STEP = 1e-6
+"""The step of the finite differences, in float64: small, or it crosses a kink of the ReLU or of the pooling."""
+
+DIFFERENCE_EPSILONS = 2.0**26
+"""The tolerance of second derivatives in float64: dividing rounding errors by the step leaves no more."""
+
+
+def assert_gradients(
+    actual: tuple[Any, dict[str, Any]],
+    expected: tuple[Array, dict[str, Array]],
+    dtype: str,
+    epsilons: float = EPSILONS,
+) -> None:
+    """Assert that the gradients of the input and of the parameters are the expected ones.
+
+    Some are zero by cancellation (the bias of phi before a softmax, that of `out` before batch norm), so the
+    tolerance is relative to the largest gradient of the same layer.
+    """
+    assert_names("the gradients of the parameters", actual[1], expected[1])
+    assert_close("dx", actual[0], expected[0], dtype=dtype, epsilons=epsilons)
+    for name, gradient in expected[1].items():
+        layer = [g for other, g in expected[1].items() if other.partition(".")[0] == name.partition(".")[0]]
+        assert_close(
+            f"d{name}", actual[1][name], gradient, dtype=dtype, scale=largest(*layer), epsilons=epsilons
+        )
+
+
+@check("vjp", cases=lambda case: case.is_differentiable)
+def gradients(driver: Any, case: Case, dtype: str) -> None:
+    """The gradients of the input and of every parameter equal the reference's, by every method."""
+    data, spec = case.data(dtype), case.spec
+    wide = data.wide()
+    expected = nlc.nonlocal_block_vjp(wide.x, wide.params, spec, wide.dz, wide.key_mask, case.training)
+    for method in driver.methods:
+        actual = driver.vjp(
+            spec, data.params, data.x, data.dz, data.key_mask, training=case.training, method=method
+        )
+        assert_gradients(actual, expected, dtype)
+
+
+@check("op_vjp", cases=lambda case: is_op_case(case) and case.is_differentiable)
+def operation_gradients(driver: Any, case: Case, dtype: str) -> None:
+    """The gradients of the operation alone equal the reference's."""
+    arrays, options, dy = op_arrays(case, dtype)
+    wide = {name: a.astype(np.float64) for name, a in arrays.items()}
+    expected = nlc.nonlocal_op_vjp(**wide, dy=dy.astype(np.float64), **options)
+    actual = driver.op_vjp(**arrays, dy=dy, **options)
+    assert_names("the gradients of the operation", actual, expected)
+    for name, gradient in expected.items():
+        assert_close(f"d{name}", actual[name], gradient, dtype=dtype)
+
+
+@check("hvp", cases=lambda case: case.is_differentiable and not case.ties, every_dtype=False)
+def second_derivatives(driver: Any, case: Case, dtype: str) -> None:
+    """The gradient of <gradients, v> equals the change of the reference's gradients along v."""
+    data, spec = case.data(dtype), case.spec
+    rng = np.random.default_rng(1)
+    wide = data.wide()
+    vx = rng.normal(size=data.x.shape)
+    vparams = {name: rng.normal(size=a.shape) for name, a in data.params.items() if name not in STATISTICS}
+    hx, hparams = driver.hvp(
+        spec,
+        data.params,
+        data.x,
+        data.dz,
+        vx.astype(dtype),
+        {name: v.astype(dtype) for name, v in vparams.items()},
+        data.key_mask,
+        training=case.training,
+    )
+    expected = _directional(case, wide, vx, vparams)
+    epsilons = max(EPSILONS, DIFFERENCE_EPSILONS * eps_of(np.float64) / eps_of(dtype))
+    assert_gradients((hx, hparams), expected, dtype, epsilons)
+
+
+def _directional(case: Case, data: Data, vx: Array, vparams: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+    """Return the derivative of the reference's gradients along v, by central differences."""
+
+    def at(t: float) -> tuple[Array, dict[str, Array]]:
+        params = {name: a + t * vparams[name] if name in vparams else a for name, a in data.params.items()}
+        x = data.x + t * vx
+        return nlc.nonlocal_block_vjp(x, params, case.spec, data.dz, data.key_mask, case.training)
+
+    (dx_after, after), (dx_before, before) = at(STEP), at(-STEP)
+    width = 2 * STEP
+    return (dx_after - dx_before) / width, {name: (after[name] - before[name]) / width for name in vparams}

@@ -1,0 +1,119 @@
+"""Compilation, sizes, layouts, mixed precision and memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from typing import Any
+
+import nonlocal_core as nlc
+import numpy as np
+from nonlocal_core import NonLocalSpec
+
+from nonlocal_conformance.bounds import output_bound
+from nonlocal_conformance.cases import Array, Case
+from nonlocal_conformance.checks.values import assert_output
+from nonlocal_conformance.registry import check
+
+FLOAT16_MAX = 65504.0
+
+_COMPILED = (
+    "gaussian_2d",
+    "embedded_gaussian_masked_projection",
+    "embedded_gaussian_groups",
+    "dot_product_training",
+    "concatenation_3d_pooled_input",
+)
+
+
+@check("compiled", cases=lambda case: case.name in _COMPILED, every_dtype=False)
+def compiled(driver: Any, case: Case, dtype: str) -> None:
+    """The compiled block gives the reference's output."""
+    data = case.data(dtype)
+    z = driver.compiled(case.spec, data.params, data.x, data.key_mask, training=case.training)
+    assert_output("z of the compiled block", z, case, data, dtype)
+
+
+@check("steps", cases=lambda case: case.mask is None and not case.training, every_dtype=False)
+def sizes(driver: Any, case: Case, dtype: str) -> None:
+    """One block serves inputs of several sizes, in any order."""
+    data, spec = case.data(dtype), case.spec
+    rng = np.random.default_rng(zlib.crc32(b"sizes " + case.name.encode()))
+    larger = tuple(size * 2 for size in case.spatial)
+    shapes = [(2, *case.spatial), (1, *larger), (3, *larger[::-1]), (2, *case.spatial)]
+    shapes = [shape for shape in shapes if spec.group_size is None or shape[1] % spec.group_size == 0]
+    inputs = [rng.normal(size=(*shape, spec.channels)).astype(dtype) for shape in shapes]
+    for shape, x, (z, _) in zip(shapes, inputs, driver.steps(spec, data.params, inputs), strict=True):
+        assert_output(f"z of shape {shape}", z, case, dataclasses.replace(data, x=x), dtype)
+
+
+@check("layouts", cases=lambda case: not case.training and case.batch > 1)
+def layouts(driver: Any, case: Case, dtype: str) -> None:
+    """The memory layout of the input changes no value, and a regular one is kept."""
+    data = case.data(dtype)
+    for name, (z, kept) in driver.layouts(case.spec, data.params, data.x, data.key_mask).items():
+        assert_output(f"z of {name} input", z, case, data, dtype)
+        assert kept, f"z of {name} input must have the layout of its input"
+
+
+@check("mixed", cases=lambda case: not case.training and case.is_differentiable, every_dtype=False)
+def mixed_precision(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - it names its own dtypes
+    """With half-precision operands the error stays below its first-order bound, and z keeps the dtype of x."""
+    data = case.data("float32")
+    wide = data.wide()
+    expected = nlc.nonlocal_block(wide.x, wide.params, case.spec, wide.key_mask)
+    for compute in driver.mixed_dtypes:
+        z = driver.mixed(case.spec, data.params, data.x, compute, data.key_mask)
+        assert_within(f"z in {compute}", z, expected, output_bound(case, wide, compute))
+
+
+@check("mixed", cases=lambda case: case.name.endswith("_space") or case.name == "gaussian_2d", every_dtype=False)
+def large_scores(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - it names its own dtypes
+    """Scores beyond the largest float16 give finite results: they leave their product in float32."""
+    data, spec = case.data("float32"), case.spec.replace(scale=1e-4)
+    wide = NonLocalSpec.replace(spec, channels=512, inner_channels=512)
+    rng = np.random.default_rng(0)
+    x = (24.0 * rng.normal(size=(*data.x.shape[:-1], 512))).astype(np.float32)
+    eye = np.eye(512, dtype=np.float32)
+    params = {
+        name: eye if len(shape) == 2 else np.zeros(shape, np.float32)  # noqa: PLR2004 - a matrix
+        for name, shape in nlc.param_shapes(wide).items()
+    }
+    if "concat.weight" in params:
+        params["concat.weight"] = np.full(1024, 100.0, np.float32)
+    params["out.weight"] = eye * np.float32(1e-3)
+    double = {name: a.astype(np.float64) for name, a in params.items()}
+    scores = np.einsum("nc,mc->nm", *[x[0].reshape(-1, 512).astype(np.float64)] * 2)
+    assert scores.max() > FLOAT16_MAX, "the data must exceed the range of float16"
+    expected = nlc.nonlocal_block(x.astype(np.float64), double, wide)
+    for compute in driver.mixed_dtypes:
+        z = driver.mixed(wide, params, x, compute)
+        assert np.isfinite(z).all(), f"z in {compute} must be finite where a score exceeds {FLOAT16_MAX:.0f}"
+        unit = 2.0**-8 if compute == "bfloat16" else 2.0**-11
+        worst = float(np.max(np.abs(z - expected)))
+        allowed = 64 * unit * float(np.max(np.abs(expected)))
+        assert worst <= allowed, f"z in {compute} differs by {worst:.3g}, allowed are {allowed:.3g}"
+
+
+def assert_within(name: str, actual: Array, expected: Array, bound: Array) -> None:
+    """Assert that an output in float32 stays within a bound of its own for each value."""
+    assert actual.dtype == np.float32, f"{name} must have dtype float32, and has {actual.dtype}"
+    assert actual.shape == expected.shape, f"{name} must have shape {expected.shape}, and has {actual.shape}"
+    assert np.isfinite(actual).all(), f"{name} must be finite"
+    ratio = np.abs(actual - expected) / bound
+    worst = float(ratio.max())
+    assert worst <= 1, f"{name} exceeds its error bound by a factor of {worst:.3g}"
+
+
+@check("peak_memory", cases=lambda case: case.name in {"gaussian_1d", "embedded_gaussian_1d"}, every_dtype=False)
+def memory(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - it needs float32
+    """In evaluation the softmax forms never hold the matrix of weights."""
+    spec, positions = NonLocalSpec(**{**case.options, "channels": 16, "inner_channels": 8}), 8192
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1, positions, 16)).astype(np.float32)
+    params = {name: a.astype(np.float32) for name, a in nlc.init_params(spec, rng).items()}
+    driver.block(spec, params, x[:, :256])
+    _, peak = driver.peak_memory(lambda: driver.block(spec, params, x))
+    matrix = 4 * positions**2
+    assert peak is not None, "this system must tell the peak memory of a call"
+    assert peak < matrix / 2, f"the call needed {peak / 2**20:.0f} MiB, the matrix has {matrix / 2**20:.0f}"

@@ -1,0 +1,57 @@
+"""How a block starts, and that its parameters come out as they went in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from nonlocal_core import NonLocalSpec, param_shapes
+from nonlocal_core.parameters import initial_moments
+
+from nonlocal_conformance.assertions import assert_names, assert_same
+from nonlocal_conformance.cases import Case
+from nonlocal_conformance.registry import check
+
+DEVIATIONS = 6.0
+"""How many standard errors an estimate may be off."""
+
+
+@check("initial", cases=lambda case: case.spec.residual)
+def identity_at_start(driver: Any, case: Case, dtype: str) -> None:
+    """A new residual block returns its input, bit for bit, in evaluation and in training."""
+    data = case.data(dtype)
+    params = {name: a.astype(dtype) for name, a in driver.initial(case.spec).items()}
+    for training in {False, case.training}:
+        z, _ = driver.block(case.spec, params, data.x, data.key_mask, training=training)
+        assert_same("z of a new block", z, data.x)
+
+
+@check("initial", cases=lambda case: case.name in {"one_position", "affine", "epsilon", "concat_bias"}, every_dtype=False)
+def start(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - a start has its own dtype
+    """New weights have mean 0 and standard deviation 0.01; what is fixed has its value exactly."""
+    for zero_init in (True, False):
+        options = {**case.options, "channels": 96, "inner_channels": 80, "zero_init": zero_init}
+        spec = NonLocalSpec(**options)
+        params = driver.initial(spec)
+        assert_names("the parameters", params, param_shapes(spec))
+        for name, shape in param_shapes(spec).items():
+            mean, deviation = initial_moments(name, spec)
+            if deviation == 0:
+                assert_same(f"{name} of a new block", params[name], np.full(shape, mean, params[name].dtype))
+                continue
+            size = params[name].size
+            assert params[name].shape == shape, f"{name} must have shape {shape}"
+            off = abs(float(params[name].mean()) - mean) / (deviation / size**0.5)
+            assert off < DEVIATIONS, f"the mean of new {name} is {off:.1f} standard errors from {mean}"
+            off = abs(float(params[name].std()) - deviation) / (deviation / (2 * size) ** 0.5)
+            assert off < DEVIATIONS, f"the deviation of new {name} is {off:.1f} standard errors from {deviation}"
+
+
+@check("export")
+def export(driver: Any, case: Case, dtype: str) -> None:
+    """Parameters that a block takes in come out with the same names, shapes, dtype and bits."""
+    data = case.data(dtype)
+    params = driver.export(case.spec, data.params)
+    assert_names("the exported parameters", params, data.params)
+    for name, array in data.params.items():
+        assert_same(f"{name} as exported", params[name], array)

@@ -1,0 +1,168 @@
+"""What a block computes: its output, its weights, and what must not influence them."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import nonlocal_core as nlc
+import numpy as np
+from nonlocal_core import reference
+
+from nonlocal_conformance.assertions import assert_close, assert_same, largest
+from nonlocal_conformance.cases import Array, Case, Data
+from nonlocal_conformance.registry import check
+
+
+def assert_output(name: str, z: Any, case: Case, data: Data, dtype: str) -> None:
+    """Assert that an output equals the reference's.
+
+    Batch normalisation in training subtracts a mean that can be far larger than what is left, so the tolerance
+    is relative to the values before that, in units of their standard deviation, if those are the larger.
+    """
+    wide, spec = data.wide(), case.spec
+    expected = nlc.nonlocal_block(wide.x, wide.params, spec, wide.key_mask, case.training)
+    scale = largest(expected)
+    if spec.norm == "batch" and case.training:
+        r = reference.branch(wide.x, wide.params, spec, wide.key_mask)
+        deviation = np.sqrt(reference.moments(r)[1] + spec.norm_epsilon)
+        scale = max(scale, largest(wide.params["norm.weight"] * r / deviation))
+    assert_close(name, z, expected, dtype=dtype, scale=scale)
+
+
+@check()
+def forward(driver: Any, case: Case, dtype: str) -> None:
+    """The output equals the reference's, in shape, dtype and values."""
+    data = case.data(dtype)
+    z, _ = driver.block(case.spec, data.params, data.x, data.key_mask, training=case.training)
+    assert_output("z", z, case, data, dtype)
+
+
+@check()
+def methods(driver: Any, case: Case, dtype: str) -> None:
+    """Every method gives the output that the reference gives."""
+    data = case.data(dtype)
+    for method in driver.methods:
+        z, _ = driver.block(
+            case.spec, data.params, data.x, data.key_mask, training=case.training, method=method
+        )
+        assert_output(f"z by method {method!r}", z, case, data, dtype)
+
+
+@check("attention", cases=lambda case: not case.training)
+def attention(driver: Any, case: Case, dtype: str) -> None:
+    """The rows of the weights equal the reference's: all of them, and chosen ones in the chosen order."""
+    data, spec = case.data(dtype), case.spec
+    wide = data.wide()
+    expected = nlc.attention(wide.x, wide.params, spec, key_mask=wide.key_mask)
+    rows = driver.attention(spec, data.params, data.x, key_mask=data.key_mask)
+    assert_close("attention", rows, expected, dtype=dtype)
+    chosen = [expected.shape[1] - 1, 0, expected.shape[1] // 2]
+    some = driver.attention(spec, data.params, data.x, chosen, data.key_mask)
+    assert_close("attention of chosen positions", some, expected[:, chosen], dtype=dtype)
+
+
+def op_arrays(case: Case, dtype: str) -> tuple[dict[str, Array], dict[str, Any], Array]:
+    """Return arrays and options for the operation alone, and a gradient of its result."""
+    rng = np.random.default_rng(zlib.crc32(b"op " + case.name.encode()))
+    arrays = {"theta": rng.normal(size=(2, 11, 5)), "phi": rng.normal(size=(2, 7, 5)), "g": rng.normal(size=(2, 7, 3))}
+    if case.spec.pairwise == "concatenation":
+        arrays["concat_weight"] = rng.normal(size=10)
+        if case.spec.bias["concat"]:
+            arrays["concat_bias"] = rng.normal(size=())
+    arrays = {name: np.asarray(a, dtype) for name, a in arrays.items()}
+    options: dict[str, Any] = {"pairwise": case.spec.pairwise, "normalize": case.spec.normalize}
+    if isinstance(case.spec.scale, float):
+        options["scale"] = case.spec.scale
+    if case.mask is not None:
+        options["key_mask"] = rng.random((2, 7)) < 0.6  # noqa: PLR2004 - some, not most
+        options["key_mask"][-1] = False
+    return arrays, options, np.asarray(rng.normal(size=(2, 11, 3)), dtype)
+
+
+def is_op_case(case: Case) -> bool:
+    """Whether a case differs from others in the operation alone."""
+    endings = ("_2d", "_masked", "_scaled", "concat_bias", "function_softmax", "function_count")
+    return case.name.endswith(endings) and case.spec.axes == "all" and case.spec.norm is None
+
+
+@check("op", cases=is_op_case)
+def operation(driver: Any, case: Case, dtype: str) -> None:
+    """The operation alone, with M other than N and values of another width, equals the reference's."""
+    arrays, options, _ = op_arrays(case, dtype)
+    wide = {name: a.astype(np.float64) for name, a in arrays.items()}
+    expected = nlc.nonlocal_op(**wide, **options)
+    assert_close("y", driver.op(**arrays, **options), expected, dtype=dtype)
+
+
+@check(cases=lambda case: case.mask is not None and case.spec.norm is None)
+def masked_positions(driver: Any, case: Case, dtype: str) -> None:
+    """What stands at a masked position, however large or infinite, does not reach another position."""
+    data, spec = case.data(dtype), case.spec
+    assert data.key_mask is not None
+    plain, _ = driver.block(spec, data.params, data.x, data.key_mask)
+    for value in (-1e4, 1e4, np.inf):
+        x = np.where(data.key_mask[..., None], data.x, np.asarray(value, dtype))
+        with np.errstate(invalid="ignore"):  # a masked position is still a query
+            z, _ = driver.block(spec, data.params, x, data.key_mask)
+        kept = data.key_mask
+        name = f"z beside masked positions of {value}"
+        assert_close(name, z[kept], plain[kept].astype(np.float64), dtype=dtype, scale=largest(plain))
+
+
+@check(cases=lambda case: not case.is_pooled and case.spec.axes == "all" and case.spec.group_size is None)
+def permutation(driver: Any, case: Case, dtype: str) -> None:
+    """Without pooling, permuted positions give the permuted output."""
+    data = case.data(dtype)
+    grid = data.x.shape[:-1]
+    order = np.random.default_rng(0).permutation(int(np.prod(grid[1:])))
+
+    def permuted(a: Array) -> Array:
+        return a.reshape(grid[0], len(order), -1)[:, order].reshape(a.shape)
+
+    mask = None if data.key_mask is None else permuted(data.key_mask)
+    plain, _ = driver.block(case.spec, data.params, data.x, data.key_mask, training=case.training)
+    z, _ = driver.block(case.spec, data.params, permuted(data.x), mask, training=case.training)
+    assert_close("z of permuted positions", z, permuted(plain).astype(np.float64), dtype=dtype)
+
+
+@check(cases=lambda case: case.spec.subsample == 2 and case.spec.axes == "all" and case.spec.group_size is None)  # noqa: PLR2004
+def permutation_in_windows(driver: Any, case: Case, dtype: str) -> None:
+    """With pooling, positions reversed inside every window give the output reversed likewise."""
+    data = case.data(dtype)
+
+    def reversed_in_windows(a: Array) -> Array:
+        for axis, size in enumerate(case.spatial, start=1):
+            order = np.arange(size)
+            order[: size // 2 * 2] = order[: size // 2 * 2].reshape(-1, 2)[:, ::-1].ravel()
+            a = np.take(a, order, axis=axis)
+        return a
+
+    mask = None if data.key_mask is None else reversed_in_windows(data.key_mask)
+    plain, _ = driver.block(case.spec, data.params, data.x, data.key_mask, training=case.training)
+    z, _ = driver.block(case.spec, data.params, reversed_in_windows(data.x), mask, training=case.training)
+    expected = reversed_in_windows(plain).astype(np.float64)
+    assert_close("z of positions reversed in their windows", z, expected, dtype=dtype)
+
+
+@check(cases=lambda case: case.name.endswith(("_2d", "_training", "_masked_projection")), every_dtype=False)
+def determinism(driver: Any, case: Case, dtype: str) -> None:
+    """The same call gives the same bits twice."""
+    data = case.data(dtype)
+    first, second = (
+        driver.block(case.spec, data.params, data.x, data.key_mask, training=case.training)[0] for _ in range(2)
+    )
+    assert_same("z of a second call", second, first)
+
+
+@check(every_dtype=False)
+def arguments_unchanged(driver: Any, case: Case, dtype: str) -> None:
+    """A call writes into none of its arguments."""
+    data, kept = case.data(dtype), case.data(dtype)
+    driver.block(case.spec, data.params, data.x, data.key_mask, training=case.training)
+    assert_same("x after the call", data.x, kept.x)
+    for name, array in kept.params.items():
+        if not name.startswith("norm."):
+            assert_same(f"{name} after the call", data.params[name], array)
+    if kept.key_mask is not None:
+        assert_same("key_mask after the call", data.key_mask, kept.key_mask)

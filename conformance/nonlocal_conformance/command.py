@@ -1,0 +1,49 @@
+"""`nonlocal conformance`: run the checks on one backend."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from nonlocal_core import backends
+
+__all__ = ["add_parser"]
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the subcommand to the program."""
+    parser = subparsers.add_parser(
+        "conformance",
+        help="run the conformance suite on a backend",
+        description="Run every check of the conformance suite that applies to a backend.",
+        epilog="What follows -- goes to pytest, for example: nonlocal conformance torch -- -x -k gradients",
+    )
+    parser.add_argument(
+        "backend", help="the name of an installed backend, such as numpy, or package.module:Driver"
+    )
+    parser.add_argument("--device", default="cpu", help="where it computes: cpu (default), cuda, ...")
+    parser.add_argument(
+        "--expected-failures", metavar="FILE", help="a file of lines `check  # reason` that must fail"
+    )
+    parser.add_argument("pytest", nargs="*", help=argparse.SUPPRESS)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the suite and return the exit status of pytest."""
+    try:
+        import pytest
+    except ImportError:
+        print('nonlocal conformance needs pytest: pip install "nonlocal-core[test]"', file=sys.stderr)
+        return 2
+    try:
+        backends.load(args.backend, args.device)
+    except (ImportError, ValueError) as error:
+        print(f"nonlocal conformance: {error}", file=sys.stderr)
+        return 2
+    options = ["-p", "nonlocal_conformance.plugin", "-p", "no:cacheprovider", "--pyargs"]
+    options += ["nonlocal_conformance.suite.test_conformance", "--backend", args.backend, "--device", args.device]
+    if args.expected_failures:
+        options += ["--expected-failures", args.expected_failures]
+    return int(pytest.main([*options, "-q", *args.pytest]))

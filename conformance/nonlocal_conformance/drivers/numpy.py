@@ -1,0 +1,115 @@
+"""The driver of the reference itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import nonlocal_core as nlc
+import numpy as np
+from nonlocal_core import NonLocalSpec
+from nonlocal_core.checks import METHODS, check_method, check_params
+
+from nonlocal_conformance.capabilities import BACKENDS
+from nonlocal_conformance.memory import peak_resident
+
+__all__ = ["NumpyDriver"]
+
+Array = np.ndarray[Any, Any]
+Params = dict[str, Array]
+T = TypeVar("T")
+
+
+class NumpyDriver:
+    """The reference in NumPy; it computes in float64 whatever the dtype of the input."""
+
+    name = "numpy"
+    version = np.__version__
+    dtypes = ("float64", "float32")
+    methods = METHODS
+    capabilities = BACKENDS["numpy"]
+    unbiased = False
+
+    def __init__(self, device: str = "cpu") -> None:
+        """Take the device, which can only be the CPU."""
+        if device != "cpu":
+            message = f"`device` must be 'cpu' for the backend 'numpy'. Got {device!r}."
+            raise ValueError(message)
+        self.device = device
+
+    def block(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        key_mask: Array | None = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> tuple[Array, Params]:
+        """Return the output of a block and its running statistics after the call."""
+        check_method(method)
+        z = nlc.nonlocal_block(x, params, spec, key_mask, training)
+        if spec.norm != "batch":
+            return z, {}
+        if training:
+            return z, nlc.updated_statistics(x, params, spec, key_mask, unbiased=self.unbiased)
+        return z, {name: params[name] for name in ("norm.mean", "norm.variance")}
+
+    def steps(
+        self, spec: NonLocalSpec, params: Params, inputs: Sequence[Array], *, training: bool = False
+    ) -> list[tuple[Array, Params]]:
+        """Call one block on each input in turn."""
+        results = []
+        for x in inputs:
+            z, statistics = self.block(spec, params, x, training=training)
+            params = {**params, **statistics}
+            results.append((z, statistics))
+        return results
+
+    def vjp(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        key_mask: Array | None = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> tuple[Array, Params]:
+        """Return the gradients of the input and of the parameters."""
+        check_method(method)
+        return nlc.nonlocal_block_vjp(x, params, spec, dz, key_mask, training)
+
+    def op(self, theta: Array, phi: Array, g: Array, **options: Any) -> Array:
+        """Return the operation alone."""
+        return nlc.nonlocal_op(theta, phi, g, **options)
+
+    def op_vjp(self, theta: Array, phi: Array, g: Array, dy: Array, **options: Any) -> Params:
+        """Return the gradients of the operation alone."""
+        return nlc.nonlocal_op_vjp(theta, phi, g, dy, **options)
+
+    def attention(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        positions: Any = None,
+        key_mask: Array | None = None,
+    ) -> Array:
+        """Return rows of the weights."""
+        return nlc.attention(x, params, spec, positions, key_mask)
+
+    def export(self, spec: NonLocalSpec, params: Params) -> Params:
+        """Take parameters in and give them out again."""
+        check_params(params, spec)
+        return {name: array.copy() for name, array in params.items()}
+
+    def initial(self, spec: NonLocalSpec) -> Params:
+        """Return the parameters of a new block."""
+        return nlc.init_params(spec, np.random.default_rng(0))
+
+    def peak_memory(self, call: Callable[[], T]) -> tuple[T, int | None]:
+        """Return the result of a call and its peak extra memory in bytes."""
+        return peak_resident(call)

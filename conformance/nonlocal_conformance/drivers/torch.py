@@ -1,0 +1,246 @@
+"""The driver of the PyTorch adapter."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from nonlocal_core import NonLocalSpec
+from nonlocal_core.checks import METHODS
+from nonlocal_torch import NonLocalBlock, nonlocal_op
+
+from nonlocal_conformance.capabilities import BACKENDS
+from nonlocal_conformance.memory import peak_resident
+
+__all__ = ["TorchDriver"]
+
+Array = np.ndarray[Any, Any]
+Params = dict[str, Array]
+T = TypeVar("T")
+
+_STATISTICS = ("norm.mean", "norm.variance")
+
+
+class TorchDriver:
+    """`nonlocal_torch` on one device."""
+
+    name = "torch"
+    version = torch.__version__
+    dtypes = ("float64", "float32")
+    methods = METHODS
+    mixed_dtypes = ("bfloat16", "float16")
+    capabilities = BACKENDS["torch"]
+    unbiased = True
+
+    def __init__(self, device: str = "cpu") -> None:
+        """Take the device, which must be there."""
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            message = f"`device` must be one that PyTorch finds on this machine. Got {device!r}."
+            raise ValueError(message)
+        self.device = device
+        # Inductor needs a C++ compiler on a CPU; without one the graph is traced and run as it is.
+        self.compiler = "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
+
+    def block(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        key_mask: Array | None = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> tuple[Array, Params]:
+        """Return the output of a block and its running statistics after the call."""
+        block = self._block(spec, params, x.dtype, training=training, method=method)
+        with torch.no_grad():
+            z = block(self._input(x), self._mask(key_mask))
+        return _output(z), _statistics(block)
+
+    def steps(
+        self, spec: NonLocalSpec, params: Params, inputs: Sequence[Array], *, training: bool = False
+    ) -> list[tuple[Array, Params]]:
+        """Call one block on each input in turn."""
+        block = self._block(spec, params, inputs[0].dtype, training=training)
+        return [(_output(block(self._input(x)).detach()), _statistics(block)) for x in inputs]
+
+    def vjp(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        key_mask: Array | None = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> tuple[Array, Params]:
+        """Return the gradients of the input and of the parameters."""
+        block = self._block(spec, params, x.dtype, training=training, method=method)
+        given = self._input(x).requires_grad_()
+        block(given, self._mask(key_mask)).backward(self._input(dz))
+        return _output(given.grad), {name: _numpy(p.grad) for name, p in block.named_parameters()}
+
+    def hvp(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        vx: Array,
+        vparams: Params,
+        key_mask: Array | None = None,
+        *,
+        training: bool = False,
+    ) -> tuple[Array, Params]:
+        """Return the gradients of <gradients, v>, reverse over reverse."""
+        block = self._block(spec, params, x.dtype, training=training)
+        given = self._input(x).requires_grad_()
+        names, tensors = zip(*block.named_parameters(), strict=True)
+        every = (given, *tensors)
+        z = block(given, self._mask(key_mask))
+        first = torch.autograd.grad(z, every, self._input(dz), create_graph=True)
+        directions = (self._input(vx), *(self._tensor(vparams[name]) for name in names))
+        product = sum((d * v).sum() for d, v in zip(first, directions, strict=True))
+        second = torch.autograd.grad(product, every, allow_unused=True, materialize_grads=True)
+        return _output(second[0]), {name: _numpy(d) for name, d in zip(names, second[1:], strict=True)}
+
+    def op(self, theta: Array, phi: Array, g: Array, **options: Any) -> Array:
+        """Return the operation alone."""
+        arrays = [self._tensor(a) for a in (theta, phi, g)]
+        return _numpy(nonlocal_op(*arrays, **self._options(options)))
+
+    def op_vjp(self, theta: Array, phi: Array, g: Array, dy: Array, **options: Any) -> Params:
+        """Return the gradients of the operation alone."""
+        tensors = {"theta": theta, "phi": phi, "g": g}
+        tensors |= {name: options.pop(name) for name in ("concat_weight", "concat_bias") if name in options}
+        leaves = {name: self._tensor(a).requires_grad_() for name, a in tensors.items()}
+        nonlocal_op(**leaves, **self._options(options)).backward(self._tensor(dy))
+        return {name: _numpy(leaf.grad) for name, leaf in leaves.items()}
+
+    def attention(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        positions: Any = None,
+        key_mask: Array | None = None,
+    ) -> Array:
+        """Return rows of the weights."""
+        block = self._block(spec, params, x.dtype)
+        return _numpy(block.attention(self._input(x), positions, self._mask(key_mask)))
+
+    def export(self, spec: NonLocalSpec, params: Params) -> Params:
+        """Take parameters in and give them out again."""
+        dtype = next(iter(params.values())).dtype if params else np.dtype("float32")
+        return self._block(spec, params, dtype).export_params()
+
+    def initial(self, spec: NonLocalSpec) -> Params:
+        """Return the parameters of a new block."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return NonLocalBlock.from_spec(spec, device=self.device).export_params()
+
+    def compiled(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        key_mask: Array | None = None,
+        *,
+        training: bool = False,
+    ) -> Array:
+        """Return the output of a block compiled as one graph."""
+        torch.compiler.reset()
+        block = torch.compile(
+            self._block(spec, params, x.dtype, training=training), fullgraph=True, backend=self.compiler
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own imports
+            return _output(block(self._input(x), self._mask(key_mask)).detach())
+
+    def mixed(
+        self, spec: NonLocalSpec, params: Params, x: Array, dtype: str, key_mask: Array | None = None
+    ) -> Array:
+        """Return the output under autocast."""
+        block = self._block(spec, params, x.dtype)
+        with torch.no_grad(), torch.autocast(torch.device(self.device).type, getattr(torch, dtype)):
+            return _output(block(self._input(x), self._mask(key_mask)))
+
+    def layouts(
+        self, spec: NonLocalSpec, params: Params, x: Array, key_mask: Array | None = None
+    ) -> dict[str, tuple[Array, bool]]:
+        """Return the output for each memory layout of the input, and whether it has the same layout."""
+        block, mask = self._block(spec, params, x.dtype), self._mask(key_mask)
+        plain = self._input(x).contiguous()
+        last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim, torch.contiguous_format)
+        layouts = {
+            "contiguous": plain,
+            "channels last": plain.contiguous(memory_format=last),
+            "transposed": plain.mT.contiguous().mT,
+            "sliced": torch.stack([plain, plain], dim=-1)[..., 0],
+        }
+        results = {}
+        with torch.no_grad():
+            for name, tensor in layouts.items():
+                z = block(tensor, mask)
+                wanted = last if name == "channels last" else torch.contiguous_format
+                kept = name in {"transposed", "sliced"} or z.is_contiguous(memory_format=wanted)
+                results[name] = (_output(z), kept)
+        return results
+
+    def peak_memory(self, call: Callable[[], T]) -> tuple[T, int | None]:
+        """Return the result of a call and its peak extra memory in bytes."""
+        if torch.device(self.device).type != "cuda":
+            return peak_resident(call)
+        torch.cuda.synchronize(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        result = call()
+        torch.cuda.synchronize(self.device)
+        return result, torch.cuda.max_memory_allocated(self.device) - before
+
+    def _block(
+        self, spec: NonLocalSpec, params: Params, dtype: Any, *, training: bool = False, method: str = "auto"
+    ) -> NonLocalBlock:
+        kind = getattr(torch, dtype.name if np.issubdtype(dtype, np.floating) else "float32")
+        block = NonLocalBlock.from_spec(spec, method=method, device=self.device, dtype=kind)
+        block.import_params(params)
+        return block.train(training)
+
+    def _tensor(self, a: Array) -> torch.Tensor:
+        """Return a tensor, which on a CPU shares the memory of the array."""
+        if np.dtype(a.dtype).name == "bfloat16":
+            return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16).to(self.device)
+        return torch.from_numpy(a).to(self.device)
+
+    def _input(self, a: Array) -> torch.Tensor:
+        return self._tensor(a).movedim(-1, 1)
+
+    def _mask(self, key_mask: Array | None) -> torch.Tensor | None:
+        return None if key_mask is None else self._tensor(key_mask)
+
+    def _options(self, options: dict[str, Any]) -> dict[str, Any]:
+        return {name: self._tensor(a) if isinstance(a, np.ndarray) else a for name, a in options.items()}
+
+
+def _output(z: torch.Tensor) -> Array:
+    return _numpy(z.movedim(1, -1))
+
+
+def _numpy(a: torch.Tensor) -> Array:
+    a = a.detach().cpu()
+    if a.dtype == torch.bfloat16:
+        import ml_dtypes
+
+        return a.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return a.numpy()
+
+
+def _statistics(block: NonLocalBlock) -> Params:
+    params = block.export_params()
+    return {name: params[name] for name in _STATISTICS if name in params}

@@ -1,0 +1,111 @@
+"""The third way to run the checks: a pytest plugin, loaded by `-p nonlocal_conformance.plugin` alone.
+
+It gives the options `--backend`, `--device` and `--expected-failures`, the argument `bound_check` to a test, and a
+header that says what is tested. It is no pytest11 entry point, which would load in everyone's pytest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nonlocal_core
+import pytest
+from nonlocal_core import backends
+
+from nonlocal_conformance.registry import Unsupported, bind
+from nonlocal_conformance.runner import match_expected
+
+__all__ = ["read_expected"]
+
+_DRIVERS = pytest.StashKey[tuple[list[Any], dict[str, str]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options."""
+    group = parser.getgroup("non-local conformance")
+    group.addoption(
+        "--backend",
+        action="append",
+        default=[],
+        help="a backend to test, by name or as package.module:Driver; repeatable; default: all that are installed",
+    )
+    group.addoption("--device", default="cpu", help="the device of the backends, for example cpu or cuda")
+    group.addoption(
+        "--expected-failures",
+        type=Path,
+        help="a file of lines `check  # reason`: names of checks, ids or patterns of ids that must fail",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Load the backends; one that was named and is missing is an error."""
+    named, device = config.getoption("--backend"), config.getoption("--device")
+    try:
+        found = ([backends.load(name, device) for name in named], {}) if named else backends.available(device)
+    except (ImportError, ValueError) as error:
+        raise pytest.UsageError(str(error)) from error
+    if config.getoption("--expected-failures") and len(found[0]) != 1:
+        message = f"`--expected-failures` must go with one --backend. Got {len(found[0])} backends."
+        raise pytest.UsageError(message)
+    config.stash[_DRIVERS] = found
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say what is tested."""
+    drivers, missing = config.stash[_DRIVERS]
+    return [
+        f"non-local conformance: specification {nonlocal_core.__version__}",
+        *(f"backend {driver.name} {driver.version} on {driver.device}" for driver in drivers),
+        *(f"backend {name} is not tested: {reason}" for name, reason in missing.items()),
+    ]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Fill in `bound_check` with every check that applies to each backend."""
+    if "bound_check" in metafunc.fixturenames:
+        metafunc.parametrize("bound_check", list(_parameters(metafunc.config)))
+
+
+def _parameters(config: pytest.Config) -> Iterator[Any]:
+    drivers, missing = config.stash[_DRIVERS]
+    path = config.getoption("--expected-failures")
+    for driver in drivers:
+        bound = bind(driver)
+        try:
+            reasons = match_expected(bound, read_expected(path) if path else {})
+        except (OSError, ValueError) as error:
+            raise pytest.UsageError(str(error)) from error
+        for one in bound:
+            marks = [pytest.mark.xfail(reason=reasons[one.id], strict=True)] if one.id in reasons else []
+            yield pytest.param(one, id=f"{driver.name}-{one.id}", marks=marks)
+    for name, reason in missing.items():
+        yield pytest.param(None, id=name, marks=pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Report what an implementation cannot express as skipped, with its reason."""
+    try:
+        return (yield)
+    except Unsupported as answer:
+        pytest.skip(str(answer))
+
+
+def read_expected(path: Path) -> dict[str, str]:
+    """Return the expected failures of a file: a mapping from check to reason.
+
+    Raises:
+        ValueError: if a line has no reason.
+    """
+    expected = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        name, _, reason = (part.strip() for part in line.partition("#"))
+        if not name:
+            continue
+        if not reason:
+            message = f"`expected_failures` must give a reason after '#'. Got {line!r} on line {number} of {path}."
+            raise ValueError(message)
+        expected[name] = reason
+    return expected

@@ -1,0 +1,102 @@
+"""What a check is: a plain function of a driver, a case and a dtype, and where it applies."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from nonlocal_conformance.cases import CASES, Case
+
+__all__ = ["CHECKS", "Bound", "Check", "Unsupported", "bind", "check"]
+
+Run = Callable[[Any, Case, str], None]
+
+
+class Unsupported(Exception):  # noqa: N818 - it is an answer, not an error
+    """Raised by a driver for a spec or an option that its implementation cannot express."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """A named property of an implementation.
+
+    Args:
+        name: unique, without "-".
+        run: raises AssertionError if the property does not hold.
+        needs: the capabilities without which the check says nothing.
+        cases: the cases on which it runs.
+        every_dtype: whether it runs in every dtype of the driver on its first cases, or in the widest alone.
+    """
+
+    name: str
+    run: Run
+    needs: frozenset[str]
+    cases: tuple[Case, ...]
+    every_dtype: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """A check with its driver, case and dtype: call it to run it."""
+
+    check: Check
+    driver: Any
+    case: Case
+    dtype: str
+
+    @property
+    def id(self) -> str:
+        """The name under which it is reported and expected to fail."""
+        return f"{self.check.name}-{self.case.name}-{self.dtype}"
+
+    def __call__(self) -> None:
+        """Run the check.
+
+        Raises:
+            AssertionError: if the property does not hold.
+            Unsupported: if the driver says that it cannot express the case.
+        """
+        self.check.run(self.driver, self.case, self.dtype)
+
+
+CHECKS: dict[str, Check] = {}
+
+NARROW_CASES = ("_2d", "_pooled_input", "_masked_projection", "_training", "_space")
+"""The endings of the cases that also run in the narrower dtypes."""
+
+
+def check(
+    *needs: str, cases: Callable[[Case], bool] = lambda _: True, every_dtype: bool = True
+) -> Callable[[Run], Run]:
+    """Register a function as a check; its name is the check's, its docstring says what must hold."""
+
+    def register(run: Run) -> Run:
+        chosen = tuple(case for case in CASES.values() if cases(case))
+        CHECKS[run.__name__] = Check(run.__name__, run, frozenset(needs), chosen, every_dtype)
+        return run
+
+    return register
+
+
+def bind(driver: Any) -> list[Bound]:
+    """Return every check that applies to a driver, on every case and dtype.
+
+    The widest dtype of the driver runs every case; the others run a selection.
+    """
+    return list(_bind(driver))
+
+
+def _bind(driver: Any) -> Iterator[Bound]:
+    widest = max(driver.dtypes, key=lambda name: np.dtype(name).itemsize)
+    for one in CHECKS.values():
+        if not one.needs <= driver.capabilities:
+            continue
+        for case in one.cases:
+            if callable(case.options.get("pairwise")) and "functions" not in driver.capabilities:
+                continue
+            yield Bound(one, driver, case, widest)
+            if one.every_dtype and case.name.endswith(NARROW_CASES):
+                yield from (Bound(one, driver, case, dtype) for dtype in driver.dtypes if dtype != widest)

@@ -1,0 +1,1 @@
+"""What `nonlocal conformance` collects."""
