@@ -186,14 +186,10 @@ class NonLocalBlock(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the options that differ from their defaults."""
-        shown = [f"{self.spec.channels}"]
-        plain = NonLocalSpec(channels=self.spec.channels, pairwise=self.spec.pairwise, normalize=self.spec.normalize)
-        for field in dataclasses.fields(self.spec):
-            value = getattr(self.spec, field.name)
-            differs = value != getattr(plain, field.name) or (field.name == "pairwise" and value != field.default)
-            if differs:
-                shown.append(f"{field.name}={value!r}")
-        return ", ".join(shown + [f"method={self.method!r}"] * (self.method != "auto"))
+        shown = [f"{name}={value!r}" for name, value in self.spec.changed_options().items()]
+        if self.method != "auto":
+            shown.append(f"method={self.method!r}")
+        return ", ".join([f"{self.spec.channels}", *shown])
 
     def _canonical(self) -> dict[str, Tensor]:
         """Return the live parameters and statistics under their canonical names."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Unpack
 
 import torch
@@ -87,7 +88,7 @@ def aggregate(
         concat_bias=concat_bias,
         valid=None if key_mask is None else key_mask[:, None, :],
     )
-    with torch.autocast(theta.device.type, enabled=False):
+    with _full_precision(theta.device.type):
         return (weights @ g.to(weights.dtype)).to(theta.dtype)
 
 
@@ -124,7 +125,7 @@ def pairwise_weights(
 ) -> Tensor:
     """Return the weights w_ij (B, N, M), at least in float32; `valid` is (B or 1, N or 1, M)."""
     dtype = torch.promote_types(theta.dtype, torch.float32)
-    with torch.autocast(theta.device.type, enabled=False):
+    with _full_precision(theta.device.type):
         theta, phi = theta.to(dtype), phi.to(dtype)
         if not isinstance(pairwise, str):
             scores = scale * pairwise(theta, phi)
@@ -142,6 +143,11 @@ def pairwise_weights(
             return scores / phi.shape[1]
         count = valid.sum(dim=-1, keepdim=True).clamp(min=1)
         return scores.masked_fill(~valid, 0) / count
+
+
+def _full_precision(device: str) -> AbstractContextManager[object]:
+    """Return a context without autocast, for devices that have one."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _softmax(scores: Tensor, valid: Tensor | None) -> Tensor:
