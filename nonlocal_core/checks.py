@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import numpy as np
@@ -61,6 +61,8 @@ def check_op(
     check_pairwise(pairwise, normalize)
     factor = normal_scale(scale, named=())
     for name, array in (("theta", theta), ("phi", phi), ("g", g)):
+        if not hasattr(array, "dtype"):
+            raise fail_type(name, "be an array", array)
         check_floating(name, dtype_name(array))
         if len(array.shape) != 3:  # noqa: PLR2004 - batch, positions, channels
             raise fail_value(name, "have 3 axes: batch, positions, channels", f"shape {tuple(array.shape)}")
@@ -82,15 +84,16 @@ def check_op(
     return 1.0 if factor is None else float(factor)
 
 
-def check_positions(positions: Any, queries: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return `positions` as a one-dimensional array of int64, each one of `queries` flat indices."""
+def check_positions(positions: Any, queries: int | None) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return `positions` as a one-dimensional array of int64, each one of `queries` flat indices (None: unknown)."""
     array = np.asarray(positions)
     if array.dtype.kind not in "iu":
         raise fail_type("positions", "be a one-dimensional sequence of ints", positions)
     if array.ndim != 1:
         raise fail_value("positions", "be a one-dimensional sequence of ints", f"shape {array.shape}")
-    if array.size and not (array.min() >= 0 and array.max() < queries):
-        raise fail_value("positions", f"be flat indices from 0 to {queries - 1}", array.tolist())
+    if array.size and not (array.min() >= 0 and (queries is None or array.max() < queries)):
+        last = "" if queries is None else f" to {queries - 1}"
+        raise fail_value("positions", f"be flat indices from 0{last}", array.tolist())
     return array.astype(np.int64)
 
 
@@ -104,7 +107,7 @@ def check_params(params: Mapping[str, Any], spec: NonLocalSpec) -> None:
     if not isinstance(params, Mapping):
         raise fail_type("params", "be a mapping from names to arrays", params)
     shapes = param_shapes(spec)
-    missing, unknown = sorted(shapes.keys() - params.keys()), sorted(params.keys() - shapes.keys())
+    missing, unknown = (sorted(a.keys() - b.keys(), key=str) for a, b in ((shapes, params), (params, shapes)))
     if missing or unknown:
         raise fail_value("params", f"hold exactly {list(shapes)}", f"missing {missing}, unknown {unknown}")
     for name, shape in shapes.items():

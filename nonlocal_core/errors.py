@@ -21,15 +21,15 @@ def fail_type(name: str, rule: str, got: object) -> TypeError:
     return TypeError(f"`{name}` must {rule}. Got {got!r} of type {type(got).__name__}.")
 
 
-def check_int(name: str, value: Any, rule: str = "be a positive int") -> int:
-    """Return `value` as a Python int; it must be one and positive."""
+def check_int(name: str, value: Any, rule: str = "be a positive int", *, least: int = 1) -> int:
+    """Return `value` as a Python int; it must be one, and at least `least`."""
     if isinstance(value, bool):
         raise fail_type(name, rule, value)
     try:
         number = operator.index(value)
     except TypeError:
         raise fail_type(name, rule, value) from None
-    if number < 1:
+    if number < least:
         raise fail_value(name, rule, number)
     return number
 
@@ -45,19 +45,23 @@ def check_finite(name: str, value: Any, rule: str) -> float:
     """Return `value` as a Python float; it must be a real number and finite."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise fail_type(name, rule, value)
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
         raise fail_value(name, rule, number)
     return number
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> Any:
-    """Return `value`, which must be one of `choices`."""
+    """Return the one of `choices` that `value` equals: a plain string, even for NumPy's."""
     if not isinstance(value, str | None):
         raise fail_type(name, f"be one of {_listed(choices)}", value)
-    if value not in choices:
-        raise fail_value(name, f"be one of {_listed(choices)}", repr(value))
-    return value
+    for choice in choices:
+        if choice == value:
+            return choice
+    raise fail_value(name, f"be one of {_listed(choices)}", repr(value))
 
 
 def _listed(choices: Collection[Any]) -> str:

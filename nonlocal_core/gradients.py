@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Unpack
 
 import numpy as np
@@ -38,9 +39,7 @@ from nonlocal_core.spec import NonLocalSpec, check_sizes
 __all__ = ["nonlocal_block_vjp", "nonlocal_op_vjp"]
 
 
-def nonlocal_op_vjp(
-    theta: Array, phi: Array, g: Array, dy: Array, **options: Unpack[OpOptions]
-) -> dict[str, Array]:
+def nonlocal_op_vjp(theta: Array, phi: Array, g: Array, dy: Array, **options: Unpack[OpOptions]) -> dict[str, Array]:
     """Return the gradients of sum(y * dy), y = nonlocal_op(theta, phi, g, **options).
 
     Args:
@@ -67,8 +66,9 @@ def nonlocal_op_vjp(
     _check_named(options.get("pairwise", "embedded_gaussian"))
     form, mask = op_form(theta, phi, g, options)
     check_sizes("dy", dy.shape, (*theta.shape[:2], g.shape[-1]))
-    given = {"theta": theta, "phi": phi, "g": g, **options}
-    gradients = _aggregate_vjp(*widened(theta=theta, phi=phi, g=g, dy=dy).values(), form, mask)
+    given: dict[str, Array] = {"theta": theta, "phi": phi, "g": g, **options}
+    wide = widened(theta=theta, phi=phi, g=g, dy=dy)
+    gradients = _aggregate_vjp(wide["theta"], wide["phi"], wide["g"], wide["dy"], form, mask)
     return {name: narrowed(gradient, given[name]) for name, gradient in gradients.items()}
 
 
@@ -107,7 +107,8 @@ def nonlocal_block_vjp(
     check_block(x, params, spec, key_mask, training)
     _check_named(spec.pairwise)
     check_sizes("dz", dz.shape, x.shape)
-    dx, gradients = _block_vjp(*widened(x=x, dz=dz).values(), widened(**params), spec, key_mask, training)
+    wide = widened(x=x, dz=dz)
+    dx, gradients = _block_vjp(wide["x"], wide["dz"], widened(**params), spec, key_mask, training)
     return narrowed(dx, x), {
         name: narrowed(gradients[name], array) for name, array in params.items() if name not in STATISTICS
     }
@@ -117,7 +118,7 @@ def _block_vjp(
     x: Array, dz: Array, params: Params, spec: NonLocalSpec, key_mask: Array, training: bool
 ) -> tuple[Array, dict[str, Array]]:
     sets, form = spec.sets(x.shape[1:-1]), form_of(spec, params)
-    flat = x.reshape(x.shape[0], -1, x.shape[-1])
+    flat = x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
     theta = _cut_queries(queries_of(flat, params, spec), sets)
     phi, g, valid = keys_of(x, params, spec, sets, key_mask)
     y = uncut(np, aggregate(theta, phi, g, form, valid), sets)
@@ -140,12 +141,10 @@ def _block_vjp(
 def _cut_queries(a: Array, sets: Sets) -> Array:
     """Take `(B, N, C)` apart into sets, `(B', N', C)`."""
     a = cut(np, a, sets)
-    return a.reshape(a.shape[0], -1, a.shape[-1])
+    return a.reshape(a.shape[0], sets.queries, a.shape[-1])
 
 
-def _aggregate_vjp(
-    theta: Array, phi: Array, g: Array, dy: Array, form: Form, valid: Array
-) -> dict[str, Array]:
+def _aggregate_vjp(theta: Array, phi: Array, g: Array, dy: Array, form: Form, valid: Array) -> dict[str, Array]:
     """Return the gradients of the operation, a block of queries at a time."""
     phi, g = (np.where(valid[..., None], a, 0.0) for a in (phi, g))
     total: dict[str, Array] = {"theta": np.zeros_like(theta), "phi": np.zeros_like(phi), "g": np.zeros_like(g)}
@@ -180,9 +179,7 @@ def _aggregate_vjp(
     return total
 
 
-def _norm_vjp(
-    a: Array, d: Array, params: Params, spec: NonLocalSpec, training: bool
-) -> tuple[Array, dict[str, Array]]:
+def _norm_vjp(a: Array, d: Array, params: Params, spec: NonLocalSpec, training: bool) -> tuple[Array, dict[str, Array]]:
     """Return the gradients through norm(a) for `(B, N, C)`."""
     if spec.norm is None:
         return d, {}
@@ -214,7 +211,7 @@ def _keys_vjp(
         dsource = _pool_vjp(grid, dpooled + dphi, sets, mask)
     else:
         dg = _pool_vjp(cut(np, project(source, params, "g"), sets), dg, sets, mask)
-        flat = source.reshape(dg.shape[0], -1, x.shape[-1])
+        flat = source.reshape(*dg.shape[:2], x.shape[-1])
         dsource, gradients = _project_vjp(flat, dg, params, "g")
         keys = project(source, params, "phi") if spec.has_embedding else source
         dphi = _pool_vjp(cut(np, keys, sets), dphi, sets, mask)
@@ -240,7 +237,7 @@ def _pool_vjp(a: Array, d: Array, sets: Sets, mask: Array) -> Array:
     covered = [size * length for size, length in zip(sets.key_sizes, window, strict=True)]
     rest = [(0, size - whole) for size, whole in zip(sets.inner_sizes, covered, strict=True)]
     grid = np.pad(scattered.reshape(a.shape[0], *covered, a.shape[-1]), [(0, 0), *rest, (0, 0)])
-    return uncut(np, grid.reshape(a.shape[0], -1, a.shape[-1]), sets)
+    return uncut(np, grid.reshape(a.shape[0], sets.queries, a.shape[-1]), sets)
 
 
 def _project_vjp(a: Array, d: Array, params: Params, layer: str) -> tuple[Array, dict[str, Array]]:

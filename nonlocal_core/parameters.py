@@ -40,7 +40,7 @@ def param_shapes(spec: NonLocalSpec) -> dict[str, tuple[int, ...]]:
     for layer in spec.layers:
         weight = {"out": (outer, inner), "concat": (2 * inner,)}.get(layer, (inner, outer))
         shapes[f"{layer}.weight"] = weight
-        if spec.bias[layer]:
+        if spec.has_bias(layer):
             shapes[f"{layer}.bias"] = weight[:-1]
     if spec.norm is not None:
         names = ("weight", "bias", "mean", "variance") if spec.norm == "batch" else ("weight", "bias")
@@ -81,11 +81,9 @@ def initial_moments(name: str, spec: NonLocalSpec) -> tuple[float, float]:
     if name == "norm.variance":
         return (1.0, 0.0)
     zero = name == "out.weight" and spec.zero_init and spec.norm is None
-    return (0.0, WEIGHT_STD if name.endswith(".weight") and not zero and not name.startswith("norm.") else 0.0)
+    return (0.0, WEIGHT_STD if name.endswith(".weight") and not zero else 0.0)
 
 
-def _initial(
-    name: str, shape: tuple[int, ...], spec: NonLocalSpec, rng: np.random.Generator
-) -> np.ndarray[Any, Any]:
+def _initial(name: str, shape: tuple[int, ...], spec: NonLocalSpec, rng: np.random.Generator) -> np.ndarray[Any, Any]:
     mean, deviation = initial_moments(name, spec)
     return rng.normal(mean, deviation, shape) if deviation else np.full(shape, mean)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
 from array_api_compat import array_namespace, device, is_array_api_obj
@@ -16,14 +16,14 @@ from array_api_compat import array_namespace, device, is_array_api_obj
 from nonlocal_core.checks import OpOptions, check_op, check_params, check_positions, dtype_name
 from nonlocal_core.errors import fail_type
 from nonlocal_core.sets import Sets
-from nonlocal_core.spec import NonLocalSpec, is_softmax
+from nonlocal_core.spec import NonLocalSpec, Size, is_softmax
 
 __all__ = ["attention", "nonlocal_block", "nonlocal_op", "updated_statistics"]
 
 Array = Any
 Params = Mapping[str, Any]
 
-BLOCK = 2**22
+BLOCK = 2**20
 """The largest number of weights that are held at once."""
 
 
@@ -115,9 +115,7 @@ def nonlocal_block(
     return narrowed(wide + result if spec.residual else result, x)
 
 
-def attention(
-    x: Array, params: Params, spec: NonLocalSpec, positions: Any = None, key_mask: Array = None
-) -> Array:
+def attention(x: Array, params: Params, spec: NonLocalSpec, positions: Any = None, key_mask: Array = None) -> Array:
     """Return rows of the weights w_ij with which a block sums its keys.
 
     Args:
@@ -152,7 +150,7 @@ def attention(
         dtype=xp.int64,
         device=device(x),
     )
-    theta = xp.take(queries_of(xp.reshape(wide, (x.shape[0], queries, -1)), weights, spec), chosen, axis=1)
+    theta = xp.take(queries_of(xp.reshape(wide, (x.shape[0], queries, x.shape[-1])), weights, spec), chosen, axis=1)
     phi, _, valid = keys_of(wide, weights, spec, sets, key_mask)
     phi, valid = (uncut(xp, a, sets) for a in (phi, valid[..., None]))
     query_set, key_set = set_numbers(xp, sets, device(x))
@@ -187,9 +185,7 @@ def updated_statistics(
         >>> updated_statistics(np.ones((1, 9, 2)), params, spec)["norm.variance"]
         array([0.5, 0.5])
     """
-    if spec.norm != "batch":
-        message = f"`spec` must have norm 'batch' to have statistics. Got norm {spec.norm!r}."
-        raise ValueError(message)
+    check_statistics(spec)
     check_block(x, params, spec, key_mask, training=True)
     weights = widened(**params)
     result = branch(widened(x=x)["x"], weights, spec, key_mask)
@@ -228,9 +224,7 @@ def queries_of(a: Array, params: Params, spec: NonLocalSpec) -> Array:
     return project(a, params, "theta") if spec.has_embedding else a
 
 
-def keys_of(
-    x: Array, params: Params, spec: NonLocalSpec, sets: Sets, key_mask: Array
-) -> tuple[Array, Array, Array]:
+def keys_of(x: Array, params: Params, spec: NonLocalSpec, sets: Sets, key_mask: Array) -> tuple[Array, Array, Array]:
     """Return phi (B', M, C'), g (B', M, C') and which keys are valid (B', M), for each set."""
     xp = array_namespace(x)
     source, mask = masked_source(x, key_mask)
@@ -239,9 +233,7 @@ def keys_of(
         pooled, valid = pool(cut(xp, source, sets), sets, mask)
         phi = project(pooled, params, "phi") if spec.has_embedding else pooled
         return phi, project(pooled, params, "g"), valid
-    phi, valid = pool(
-        cut(xp, project(source, params, "phi") if spec.has_embedding else source, sets), sets, mask
-    )
+    phi, valid = pool(cut(xp, project(source, params, "phi") if spec.has_embedding else source, sets), sets, mask)
     return phi, pool(cut(xp, project(source, params, "g"), sets), sets, mask)[0], valid
 
 
@@ -324,8 +316,7 @@ def aggregate(theta: Array, phi: Array, g: Array, form: Form, valid: Array) -> A
     xp = array_namespace(theta)
     phi, g = (xp.where(valid[..., None], a, xp.zeros_like(a)) for a in (phi, g))
     blocks = [
-        weights_of(theta[:, rows, :], phi, form, valid[:, None, :]) @ g
-        for rows in query_blocks(theta, phi, form)
+        weights_of(theta[:, rows, :], phi, form, valid[:, None, :]) @ g for rows in query_blocks(theta, phi, form)
     ]
     return xp.concat(blocks, axis=1)
 
@@ -334,7 +325,7 @@ def query_blocks(theta: Array, phi: Array, form: Form) -> Iterator[slice]:
     """Cut the queries into blocks of at most `BLOCK` weights; a function of the user's gets them whole."""
     queries = theta.shape[1]
     step = max(1, BLOCK // max(1, phi.shape[0] * phi.shape[1])) if form.named else queries
-    return (slice(start, start + step) for start in range(0, queries, step))
+    return (slice(start, min(start + step, queries)) for start in range(0, queries, step))
 
 
 def branch(x: Array, params: Params, spec: NonLocalSpec, key_mask: Array) -> Array:
@@ -342,7 +333,7 @@ def branch(x: Array, params: Params, spec: NonLocalSpec, key_mask: Array) -> Arr
     xp = array_namespace(x)
     sets = spec.sets(x.shape[1:-1])
     theta = cut(xp, queries_of(x, params, spec), sets)
-    theta = xp.reshape(theta, (theta.shape[0], -1, theta.shape[-1]))
+    theta = xp.reshape(theta, (theta.shape[0], sets.queries, theta.shape[-1]))
     phi, g, valid = keys_of(x, params, spec, sets, key_mask)
     y = aggregate(theta, phi, g, form_of(spec, params), valid)
     return project(uncut(xp, y, sets), params, "out")
@@ -369,9 +360,7 @@ def set_numbers(xp: Any, sets: Sets, where: Any) -> tuple[Array, Array]:
     """Return the number of the set of each query (N,) and of each key (M,), in row-major order."""
     numbers = xp.arange(sets.count, device=where)[:, None, None]
     sizes = (sets.queries, sets.keys)
-    queries, keys = (
-        uncut(xp, xp.broadcast_to(numbers, (sets.count, size, 1)), sets)[0, :, 0] for size in sizes
-    )
+    queries, keys = (uncut(xp, xp.broadcast_to(numbers, (sets.count, size, 1)), sets)[0, :, 0] for size in sizes)
     return queries, keys
 
 
@@ -382,13 +371,25 @@ def check_block(x: Array, params: Params, spec: NonLocalSpec, key_mask: Array, t
     if not isinstance(spec, NonLocalSpec):
         raise fail_type("spec", "be a NonLocalSpec", spec)
     spec.check_input(
-        x.shape,
+        known_sizes(x.shape),
         dtype=dtype_name(x),
-        mask_shape=None if key_mask is None else key_mask.shape,
+        mask_shape=None if key_mask is None else known_sizes(key_mask.shape),
         mask_dtype="bool" if key_mask is None else dtype_name(key_mask),
         training=training,
     )
     check_params(params, spec)
+
+
+def check_statistics(spec: NonLocalSpec) -> None:
+    """Check that a block has running statistics."""
+    if spec.norm != "batch":
+        message = f"`spec` must have norm 'batch' to have statistics. Got norm {spec.norm!r}."
+        raise ValueError(message)
+
+
+def known_sizes(shape: Sequence[Any]) -> tuple[Size, ...]:
+    """Return a shape with None for the sizes that are symbolic while a library traces a function."""
+    return tuple(size if isinstance(size, int) else None for size in shape)
 
 
 def op_form(theta: Array, phi: Array, g: Array, options: OpOptions) -> tuple[Form, Array]:

@@ -85,7 +85,8 @@ class NonLocalSpec:
             or a function `f(theta (B, N, C'), phi (B, M, C')) -> scores (B, N, M)` on the backend's arrays.
         normalize: how the scores of a `pairwise` function become weights: "softmax" over the keys, or
             "count", division by their number. None for the named forms, which fix it.
-        scale: a factor on the scores. None: 1; "inner": C'^-1/2; "input": C^-1/2; or a finite, non-zero float.
+        scale: a factor on the scores. None: 1; "inner": C'^-1/2; "input": C^-1/2; or a finite, non-zero
+            float.
         subsample: window and stride of the max pooling of the keys: an int for every interacting axis, or
             one int per spatial axis, which also fixes the rank. None: no pooling.
         subsample_at: pool what phi and g give ("projection", the paper's text) or what they get ("input",
@@ -136,16 +137,18 @@ class NonLocalSpec:
         put("channels", check_int("channels", self.channels))
         inner = _default_inner(self.channels) if self.inner_channels is None else self.inner_channels
         put("inner_channels", check_int("inner_channels", inner))
-        check_pairwise(self.pairwise, self.normalize)
+        pairwise, normalize = check_pairwise(self.pairwise, self.normalize)
+        put("pairwise", pairwise)
+        put("normalize", normalize)
         put("scale", normal_scale(self.scale))
         put("subsample", _normal_subsample(self.subsample))
-        check_choice("subsample_at", self.subsample_at, ("projection", "input"))
+        put("subsample_at", check_choice("subsample_at", self.subsample_at, ("projection", "input")))
         put("axes", _normal_axes(self.axes))
         if self.group_size is not None:
             put("group_size", check_int("group_size", self.group_size, "be a positive int or None"))
         self._check_axes()
         put("bias", _normal_bias(self.bias, self.layers))
-        check_choice("norm", self.norm, (None, "batch", "affine"))
+        put("norm", check_choice("norm", self.norm, (None, "batch", "affine")))
         put("norm_epsilon", check_finite("norm_epsilon", self.norm_epsilon, "be a positive, finite float"))
         if self.norm_epsilon <= 0:
             raise fail_value("norm_epsilon", "be a positive, finite float", self.norm_epsilon)
@@ -188,6 +191,10 @@ class NonLocalSpec:
     def has_embedding(self) -> bool:
         """Whether theta and phi are projections (False: both are the input itself)."""
         return self.pairwise != "gaussian"
+
+    def has_bias(self, layer: str) -> bool:
+        """Return whether one of `layers` has a bias."""
+        return isinstance(self.bias, Mapping) and self.bias[layer]
 
     @property
     def is_softmax(self) -> bool:
@@ -261,16 +268,20 @@ class NonLocalSpec:
         if mask_shape is not None:
             check_boolean("key_mask", mask_dtype)
             check_sizes("key_mask", mask_shape, shape[:-1])
-        if training and self.norm == "batch" and None not in shape and math.prod(shape[:-1]) == 1:  # type: ignore[arg-type]
-            raise fail_value("x", "have more than one value per channel in training with norm 'batch'", 1)
+        if training and self.norm == "batch" and None not in shape[:-1]:
+            values = math.prod(shape[:-1])  # type: ignore[arg-type]  # no size is None here
+            if values <= 1:
+                rule = "have more than one value per channel in training with norm 'batch'"
+                raise fail_value("x", rule, values)
 
     def _check_grid(self, shape: Sequence[Size]) -> None:
         """Check the rank, the channels and what groups and windows need of the spatial sizes."""
         rank = len(shape) - 2
+        got = f"{rank} spatial axes"
         if not 1 <= rank <= _VIDEO:
-            raise fail_value("x", "have 1, 2 or 3 spatial axes beside batch and channels", f"{rank} spatial axes")
+            raise fail_value("x", "have 1, 2 or 3 spatial axes beside batch and channels", got)
         if self.rank not in {None, rank}:
-            raise fail_value("x", f"have {self.rank} spatial axes, as the options require", f"{rank} spatial axes")
+            raise fail_value("x", f"have {self.rank} spatial axes, as the options require", got)
         if isinstance(self.axes, tuple) and max(self.axes) >= rank:
             raise fail_value("axes", f"be below the number of spatial axes, {rank}", self.axes)
         if shape[-1] not in {None, self.channels}:
@@ -278,11 +289,16 @@ class NonLocalSpec:
         spatial = shape[1:-1]
         for axis, size in enumerate(spatial):
             if size is not None and size < 1:
-                raise fail_value("x", "have at least one position on every spatial axis", f"size 0 on axis {axis}")
+                got = f"size {size} on axis {axis}"
+                raise fail_value("x", "have at least one position on every spatial axis", got)
         if self.group_size is not None and spatial[0] is not None and spatial[0] % self.group_size:
             got = f"{self.group_size} for {spatial[0]} frames"
             raise fail_value("group_size", "divide the number of frames", got)
-        window = (self.subsample,) * rank if isinstance(self.subsample, int) else self.subsample
+        self._check_windows(spatial)
+
+    def _check_windows(self, spatial: Sequence[Size]) -> None:
+        """Check that every axis on which keys are pooled holds a window."""
+        window = (self.subsample,) * len(spatial) if isinstance(self.subsample, int) else self.subsample
         if window is None:
             return
         sizes = spatial if self.group_size is None else (self.group_size, *spatial[1:])
@@ -297,14 +313,26 @@ class NonLocalSpec:
     def replace(self, **changes: Any) -> NonLocalSpec:
         """Return a copy with some options changed.
 
-        An `inner_channels` that is half of `channels` follows a change of `channels`, and the biases of layers
-        that a new `pairwise` lacks are dropped, unless the option itself is among the changes.
+        An `inner_channels` that is half of `channels` follows a change of `channels`, and the biases of
+        layers that a new `pairwise` lacks are dropped, unless the option itself is among the changes.
         """
         if "channels" in changes and self.inner_channels == _default_inner(self.channels):
             changes = {"inner_channels": None, **changes}
         if "pairwise" in changes:
             changes = {"bias": self._bias_for(changes["pairwise"]), **changes}
         return dataclasses.replace(self, **changes)
+
+    def changed_options(self) -> dict[str, Any]:
+        """Return the options that differ from their defaults, without `channels`.
+
+        `NonLocalSpec(channels=spec.channels, **spec.changed_options())` is the spec again.
+        """
+        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name != "channels"}
+        defaults |= {"inner_channels": _default_inner(self.channels), "bias": {}}
+        usual = _normal_bias(bias=True, layers=self.layers)
+        bias = {layer: not usual[layer] for layer in self.layers if self.has_bias(layer) != usual[layer]}
+        options = {**{name: getattr(self, name) for name in defaults}, "bias": bias}
+        return {name: value for name, value in options.items() if value != defaults[name]}
 
     def _bias_for(self, pairwise: Any) -> bool | dict[str, bool]:
         """Return the biases with another form: all off stays all off, the layers both have keep theirs."""
@@ -335,7 +363,7 @@ class NonLocalSpec:
         """
         try:
             options = json.loads(text)
-        except (TypeError, json.JSONDecodeError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             message = f"`text` must be JSON. {error}"
             raise ValueError(message) from None
         if not isinstance(options, dict):
@@ -404,26 +432,32 @@ def is_softmax(pairwise: str | Callable[[Any, Any], Any], normalize: str | None)
     return _SOFTMAX[pairwise] if isinstance(pairwise, str) else normalize == "softmax"
 
 
-def check_pairwise(pairwise: Any, normalize: Any) -> None:
-    """Check the form and, for a function, how its scores become weights."""
-    if callable(pairwise):
-        if normalize not in {"softmax", "count"}:
-            raise fail_value("normalize", "be 'softmax' or 'count' for a `pairwise` function", repr(normalize))
-        return
-    if not isinstance(pairwise, str):
+def check_pairwise(pairwise: Any, normalize: Any) -> tuple[str | Callable[[Any, Any], Any], str | None]:
+    """Check the form and, for a function, how its scores become weights; return both."""
+    if not isinstance(normalize, str | None):
+        raise fail_type("normalize", "be None, 'softmax' or 'count'", normalize)
+    if isinstance(pairwise, str):
+        form = check_choice("pairwise", pairwise, PAIRWISE)
+        if normalize is not None:
+            rule = f"be None for the named form {form!r}, which fixes it"
+            raise fail_value("normalize", rule, repr(normalize))
+        return form, None
+    if not callable(pairwise):
         raise fail_type("pairwise", "be a string or a function", pairwise)
-    check_choice("pairwise", pairwise, PAIRWISE)
-    if normalize is not None:
-        raise fail_value("normalize", f"be None for the named form {pairwise!r}, which fixes it", repr(normalize))
+    if normalize not in {"softmax", "count"}:
+        raise fail_value("normalize", "be 'softmax' or 'count' for a `pairwise` function", repr(normalize))
+    return pairwise, check_choice("normalize", normalize, ("softmax", "count"))
 
 
 def normal_scale(scale: Any, named: tuple[str, ...] = ("inner", "input")) -> float | str | None:
     """Return a scale in its one form: None, one of the names, or a finite, non-zero Python float."""
     rule = f"be {', '.join(['None', *map(repr, named)])} or a finite, non-zero float"
-    if scale is None or (isinstance(scale, str) and scale in named):
-        return scale
+    if scale is None:
+        return None
     if isinstance(scale, str):
-        raise fail_value("scale", rule, repr(scale))
+        if scale not in named:
+            raise fail_value("scale", rule, repr(scale))
+        return named[named.index(scale)]
     number = check_finite("scale", scale, rule)
     if number == 0:
         raise fail_value("scale", rule, number)
@@ -434,7 +468,7 @@ def _normal_subsample(subsample: Any) -> int | tuple[int, ...] | None:
     rule = "be a positive int or one per axis"
     if subsample is None:
         return None
-    if not isinstance(subsample, Sequence) or isinstance(subsample, str):
+    if not isinstance(subsample, Sequence) or isinstance(subsample, str | bytes | bytearray):
         return check_int("subsample", subsample, rule)
     if not 1 <= len(subsample) <= _VIDEO:
         raise fail_value("subsample", rule, tuple(subsample))
@@ -449,13 +483,13 @@ def _normal_axes(axes: Any) -> str | tuple[int, ...]:
     if isinstance(axes, str):
         if axes not in _SPACES:
             raise fail_value("axes", rule, repr(axes))
-        return axes
-    if not isinstance(axes, Sequence):
+        return next(name for name in _SPACES if name == axes)
+    if not isinstance(axes, Sequence) or isinstance(axes, bytes | bytearray):
         raise fail_type("axes", rule, axes)
-    chosen = tuple(sorted(check_int("axes", axis + 1 if isinstance(axis, int) else axis, rule) - 1 for axis in axes))
-    if not chosen or len(set(chosen)) < len(chosen) or chosen[-1] >= _VIDEO:
-        raise fail_value("axes", rule, tuple(axes))
-    return chosen
+    chosen = tuple(check_int("axes", axis, rule, least=0) for axis in axes)
+    if not chosen or len(set(chosen)) < len(chosen) or max(chosen) >= _VIDEO:
+        raise fail_value("axes", rule, chosen)
+    return tuple(sorted(chosen))
 
 
 def _normal_bias(bias: Any, layers: tuple[str, ...]) -> Bias:

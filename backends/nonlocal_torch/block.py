@@ -8,13 +8,13 @@ from typing import Any, Self, Unpack
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
 from nonlocal_core.checks import check_method, check_params, check_positions, dtype_name
 from nonlocal_core.parameters import initial_moments, param_shapes
 from nonlocal_core.sets import Sets
 from nonlocal_core.spec import NonLocalSpec, SpecOptions
-from torch import Tensor, nn
-from torch.nn import functional
-
 from nonlocal_torch.op import aggregate, pairwise_weights
 
 __all__ = ["NonLocalBlock"]
@@ -123,7 +123,7 @@ class NonLocalBlock(nn.Module):
         theta = _cut(self._queries(flat), sets).flatten(1, -2)
         phi, g, valid = self._keys(x, sets, key_mask)
         y = aggregate(theta, phi, g, **self._form(), key_mask=valid, method=self.method)
-        r = self._project(_uncut(y, sets), self.out).mT  # (B, C, N)
+        r = self._project(_uncut(y, sets), "out").mT  # (B, C, N)
         z = self._normalize(r).reshape(x.shape).to(x.dtype)
         return x + z if self.spec.residual else z.contiguous(memory_format=_layout(x))
 
@@ -217,13 +217,14 @@ class NonLocalBlock(nn.Module):
             "concat_bias": concat.get("bias"),
         }
 
-    def _project(self, a: Tensor, layer: nn.Linear) -> Tensor:
+    def _project(self, a: Tensor, name: str) -> Tensor:
         """Return W a + b on the last axis, in the compute dtype."""
+        layer = self.get_submodule(name)
         bias = None if layer.bias is None else layer.bias.to(a.dtype)
         return functional.linear(a, layer.weight.to(a.dtype), bias)
 
     def _queries(self, flat: Tensor) -> Tensor:
-        return self._project(flat, self.theta) if self.spec.has_embedding else flat
+        return self._project(flat, "theta") if self.spec.has_embedding else flat
 
     def _keys(self, x: Tensor, sets: Sets, key_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return phi and g (B', M, C') and which keys are valid (B', M), for each set."""
@@ -235,12 +236,12 @@ class NonLocalBlock(nn.Module):
         flat = x.flatten(2).mT
         if self.spec.subsample_at == "input":
             pooled = _pool(_cut(flat, sets), sets, mask)
-            phi = self._project(pooled, self.phi) if self.spec.has_embedding else pooled
-            return phi, self._project(pooled, self.g), valid
-        phi = self._project(flat, self.phi) if self.spec.has_embedding else flat
+            phi = self._project(pooled, "phi") if self.spec.has_embedding else pooled
+            return phi, self._project(pooled, "g"), valid
+        phi = self._project(flat, "phi") if self.spec.has_embedding else flat
         return (
             _pool(_cut(phi, sets), sets, mask),
-            _pool(_cut(self._project(flat, self.g), sets), sets, mask),
+            _pool(_cut(self._project(flat, "g"), sets), sets, mask),
             valid,
         )
 

@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Unpack
 
 import torch
-from nonlocal_core.checks import OpOptions, check_op
-from nonlocal_core.spec import is_softmax
 from torch import Tensor
 from torch.nn import functional
+
+from nonlocal_core.checks import OpOptions, check_op
+from nonlocal_core.spec import is_softmax
 
 __all__ = ["nonlocal_op"]
 

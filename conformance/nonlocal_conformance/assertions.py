@@ -7,12 +7,18 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["EPSILONS", "assert_close", "assert_same", "largest"]
+__all__ = ["EPSILONS", "assert_close", "assert_names", "assert_same", "largest", "require"]
 
 Array = np.ndarray[Any, Any]
 
 EPSILONS = 64.0
 """How many units of the dtype's eps a result may differ by, relative to the largest value in question."""
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise AssertionError with `message` unless `holds`, also where Python drops assert statements."""
+    if not holds:
+        raise AssertionError(message)
 
 
 def eps_of(dtype: Any) -> float:
@@ -42,43 +48,34 @@ def assert_close(
     """
     _assert_array(name, actual, expected.shape, dtype)
     actual = np.asarray(actual, dtype=np.float64)
-    if not np.isfinite(actual).all():
-        message = f"{name} is not finite: {np.count_nonzero(~np.isfinite(actual))} of {actual.size} values"
-        raise AssertionError(message)
+    wrong = np.count_nonzero(~np.isfinite(actual))
+    require(not wrong, f"{name} is not finite: {wrong} of {actual.size} values")
+    if not actual.size:
+        return
     bound = epsilons * eps_of(dtype) * (largest(expected) if scale is None else scale)
-    worst = largest(actual - expected)
-    if worst > bound:
-        where = np.unravel_index(np.argmax(np.abs(actual - expected)), expected.shape)
-        message = (
-            f"{name} differs from the reference by {worst:.3g}, allowed are {bound:.3g}; "
-            f"at {tuple(map(int, where))}: {actual[where]:.9g}, expected {expected[where]:.9g}"
-        )
-        raise AssertionError(message)
+    difference = np.abs(actual - expected)
+    where = np.unravel_index(np.argmax(difference), expected.shape)
+    require(
+        bool(difference[where] <= bound),
+        f"{name} differs from the reference by {difference[where]:.3g}, allowed are {bound:.3g}; "
+        f"at {tuple(map(int, where))}: {actual[where]:.9g}, expected {expected[where]:.9g}",
+    )
 
 
 def assert_same(name: str, actual: Any, expected: Array) -> None:
     """Assert that two arrays are equal bit for bit, in shape and dtype too."""
     _assert_array(name, actual, expected.shape, expected.dtype)
-    if not np.array_equal(actual, expected, equal_nan=True):
-        changed = np.count_nonzero(np.asarray(actual) != expected)
-        message = f"{name} must be exactly equal, and differs in {changed} of {expected.size} values"
-        raise AssertionError(message)
+    changed = np.count_nonzero(np.asarray(actual) != expected)
+    require(not changed, f"{name} must be exactly equal, and differs in {changed} of {expected.size} values")
 
 
 def assert_names(name: str, actual: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Assert that two mappings have the same keys."""
-    if set(actual) != set(expected):
-        message = f"{name} must have {sorted(expected)}, and has {sorted(actual)}"
-        raise AssertionError(message)
+    require(set(actual) == set(expected), f"{name} must have {sorted(expected)}, and has {sorted(actual)}")
 
 
 def _assert_array(name: str, actual: Any, shape: tuple[int, ...], dtype: Any) -> None:
-    if not isinstance(actual, np.ndarray | np.generic):
-        message = f"{name} must be a NumPy array, and is {type(actual).__name__}"
-        raise AssertionError(message)
-    if actual.shape != shape:
-        message = f"{name} must have shape {shape}, and has {actual.shape}"
-        raise AssertionError(message)
-    if actual.dtype != np.dtype(dtype):
-        message = f"{name} must have dtype {np.dtype(dtype)}, and has {actual.dtype}"
-        raise AssertionError(message)
+    is_array = isinstance(actual, np.ndarray | np.generic)
+    require(is_array, f"{name} must be a NumPy array, and is {type(actual).__name__}")
+    require(actual.shape == shape, f"{name} must have shape {shape}, and has {actual.shape}")
+    require(actual.dtype == np.dtype(dtype), f"{name} must have dtype {np.dtype(dtype)}, and has {actual.dtype}")

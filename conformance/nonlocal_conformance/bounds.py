@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import nonlocal_core as nlc
 import numpy as np
+
+import nonlocal_core as nlc
+from nonlocal_conformance.cases import Array, Case, Data
 from nonlocal_core import reference
 from nonlocal_core.reference import form_of, keys_of, project, queries_of, uncut
-
-from nonlocal_conformance.cases import Array, Case, Data
 
 __all__ = ["output_bound"]
 
@@ -59,9 +59,7 @@ def output_bound(case: Case, data: Data, dtype: str) -> Array:
         for name, e in errors.items()
     }
     weights = nlc.attention(data.x, data.params, spec, key_mask=data.key_mask)
-    score_error = abs(spec.scale_factor) * _score_error(
-        case, data, theta, theta_error, phi, pooled["phi"], u
-    )
+    score_error = abs(spec.scale_factor) * _score_error(case, data, theta, theta_error, phi, pooled["phi"], u)
     if spec.is_softmax:
         weight_error = weights * (score_error + (weights * score_error).sum(axis=-1, keepdims=True)) + 2 * u * weights
     else:

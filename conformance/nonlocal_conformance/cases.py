@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
 from nonlocal_core import NonLocalSpec, param_shapes
 
 __all__ = ["CASES", "Case", "Data", "relu_of_product"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from pathlib import Path
 from typing import Any
 
+from nonlocal_conformance import suite
 from nonlocal_core import backends
+from nonlocal_core.cli import UsageError
 
 __all__ = ["add_parser"]
 
@@ -19,13 +21,9 @@ def add_parser(subparsers: Any) -> None:
         description="Run every check of the conformance suite that applies to a backend.",
         epilog="What follows -- goes to pytest, for example: nonlocal conformance torch -- -x -k gradients",
     )
-    parser.add_argument(
-        "backend", help="the name of an installed backend, such as numpy, or package.module:Driver"
-    )
+    parser.add_argument("backend", help="the name of an installed backend, such as numpy, or package.module:Driver")
     parser.add_argument("--device", default="cpu", help="where it computes: cpu (default), cuda, ...")
-    parser.add_argument(
-        "--expected-failures", metavar="FILE", help="a file of lines `check  # reason` that must fail"
-    )
+    parser.add_argument("--expected-failures", metavar="FILE", help="a file of lines `check  # reason` that must fail")
     parser.add_argument("pytest", nargs="*", help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
 
@@ -35,14 +33,15 @@ def run(args: argparse.Namespace) -> int:
     try:
         import pytest
     except ImportError:
-        print('nonlocal conformance needs pytest: pip install "nonlocal-core[test]"', file=sys.stderr)
-        return 2
+        message = 'the suite needs pytest. Install it with `pip install "nonlocal-core[test]"`.'
+        raise UsageError(message) from None
     try:
         backends.load(args.backend, args.device)
     except (ImportError, ValueError) as error:
-        print(f"nonlocal conformance: {error}", file=sys.stderr)
-        return 2
-    options = ["-p", "nonlocal_conformance.plugin", "-p", "no:cacheprovider", "--pyargs"]
+        raise UsageError(str(error)) from error
+    # The settings of the suite's own folder, not those of the folder in which the program runs.
+    settings = Path(suite.__file__).with_name("pytest.ini")
+    options = ["-c", str(settings), "-p", "nonlocal_conformance.plugin", "-p", "no:cacheprovider", "--pyargs"]
     options += ["nonlocal_conformance.suite.test_conformance", "--backend", args.backend, "--device", args.device]
     if args.expected_failures:
         options += ["--expected-failures", args.expected_failures]

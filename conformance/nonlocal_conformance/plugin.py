@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nonlocal_core
 import pytest
-from nonlocal_core import backends
 
+import nonlocal_core
 from nonlocal_conformance.registry import Unsupported, bind
 from nonlocal_conformance.runner import match_expected
+from nonlocal_core import backends
 
 __all__ = ["read_expected"]
 

@@ -119,7 +119,7 @@ def parametrize_with_checks(driver: Any, *, expected_failures: Mapping[str, str]
 
 def match_expected(bound: list[Bound], expected: Mapping[str, str] | None) -> dict[str, str]:
     """Return the reason for each id that is expected to fail."""
-    reasons = {}
+    reasons: dict[str, str] = {}
     for key, reason in (expected or {}).items():
         matched = [one.id for one in bound if key == one.check.name or fnmatch.fnmatchcase(one.id, key)]
         if not matched:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import nonlocal_core as nlc
 import numpy as np
-from nonlocal_core.parameters import STATISTICS
 
+import nonlocal_core as nlc
 from nonlocal_conformance.assertions import EPSILONS, assert_close, assert_names, eps_of, largest
 from nonlocal_conformance.cases import Array, Case, Data
 from nonlocal_conformance.checks.values import is_op_case, op_arrays
 from nonlocal_conformance.registry import check
+from nonlocal_core.parameters import STATISTICS
 
 STEP = 1e-6
 """The step of the finite differences, in float64: small, or it crosses a kink of the ReLU or of the pooling."""
@@ -35,9 +35,7 @@ def assert_gradients(
     assert_close("dx", actual[0], expected[0], dtype=dtype, epsilons=epsilons)
     for name, gradient in expected[1].items():
         layer = [g for other, g in expected[1].items() if other.partition(".")[0] == name.partition(".")[0]]
-        assert_close(
-            f"d{name}", actual[1][name], gradient, dtype=dtype, scale=largest(*layer), epsilons=epsilons
-        )
+        assert_close(f"d{name}", actual[1][name], gradient, dtype=dtype, scale=largest(*layer), epsilons=epsilons)
 
 
 @check("vjp", cases=lambda case: case.is_differentiable)
@@ -47,9 +45,7 @@ def gradients(driver: Any, case: Case, dtype: str) -> None:
     wide = data.wide()
     expected = nlc.nonlocal_block_vjp(wide.x, wide.params, spec, wide.dz, wide.key_mask, case.training)
     for method in driver.methods:
-        actual = driver.vjp(
-            spec, data.params, data.x, data.dz, data.key_mask, training=case.training, method=method
-        )
+        actual = driver.vjp(spec, data.params, data.x, data.dz, data.key_mask, training=case.training, method=method)
         assert_gradients(actual, expected, dtype)
 
 
@@ -57,7 +53,7 @@ def gradients(driver: Any, case: Case, dtype: str) -> None:
 def operation_gradients(driver: Any, case: Case, dtype: str) -> None:
     """The gradients of the operation alone equal the reference's."""
     arrays, options, dy = op_arrays(case, dtype)
-    wide = {name: a.astype(np.float64) for name, a in arrays.items()}
+    wide: dict[str, Any] = {name: a.astype(np.float64) for name, a in arrays.items()}
     expected = nlc.nonlocal_op_vjp(**wide, dy=dy.astype(np.float64), **options)
     actual = driver.op_vjp(**arrays, dy=dy, **options)
     assert_names("the gradients of the operation", actual, expected)
@@ -71,8 +67,8 @@ def second_derivatives(driver: Any, case: Case, dtype: str) -> None:
     data, spec = case.data(dtype), case.spec
     rng = np.random.default_rng(1)
     wide = data.wide()
-    vx = rng.normal(size=data.x.shape)
-    vparams = {name: rng.normal(size=a.shape) for name, a in data.params.items() if name not in STATISTICS}
+    vx = np.asarray(rng.normal(size=data.x.shape))
+    vparams = {name: np.asarray(rng.normal(size=a.shape)) for name, a in data.params.items() if name not in STATISTICS}
     hx, hparams = driver.hvp(
         spec,
         data.params,

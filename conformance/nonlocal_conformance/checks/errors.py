@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nonlocal_conformance.assertions import require
 from nonlocal_conformance.cases import CASES, Case
 from nonlocal_conformance.drivers.numpy import NumpyDriver
 from nonlocal_conformance.registry import check
@@ -109,7 +110,7 @@ def errors(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - error
             continue
         for name, call in calls(case).items():
             expected, actual = _outcome(call, NumpyDriver()), _outcome(call, driver)
-            assert expected.startswith(("TypeError: ", "ValueError: ")), f"{name}: the reference gave {expected}"
+            require(expected.startswith(("TypeError: ", "ValueError: ")), f"{name}: the reference gave {expected}")
             if actual != expected:
                 wrong.append(f"{name}:\n  expected {expected}\n  got      {actual}")
-    assert not wrong, "\n".join(["these calls must fail as the reference does", *wrong])
+    require(not wrong, "\n".join(["these calls must fail as the reference does", *wrong]))

@@ -6,14 +6,15 @@ import dataclasses
 import zlib
 from typing import Any
 
-import nonlocal_core as nlc
 import numpy as np
-from nonlocal_core import NonLocalSpec
 
+import nonlocal_core as nlc
+from nonlocal_conformance.assertions import require
 from nonlocal_conformance.bounds import output_bound
 from nonlocal_conformance.cases import Array, Case
 from nonlocal_conformance.checks.values import assert_output
 from nonlocal_conformance.registry import check
+from nonlocal_core import NonLocalSpec
 
 FLOAT16_MAX = 65504.0
 
@@ -53,7 +54,7 @@ def layouts(driver: Any, case: Case, dtype: str) -> None:
     data = case.data(dtype)
     for name, (z, kept) in driver.layouts(case.spec, data.params, data.x, data.key_mask).items():
         assert_output(f"z of {name} input", z, case, data, dtype)
-        assert kept, f"z of {name} input must have the layout of its input"
+        require(kept, f"z of {name} input must have the layout of its input")
 
 
 @check("mixed", cases=lambda case: not case.training and case.is_differentiable, every_dtype=False)
@@ -84,25 +85,25 @@ def large_scores(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 -
     params["out.weight"] = eye * np.float32(1e-3)
     double = {name: a.astype(np.float64) for name, a in params.items()}
     scores = np.einsum("nc,mc->nm", *[x[0].reshape(-1, 512).astype(np.float64)] * 2)
-    assert scores.max() > FLOAT16_MAX, "the data must exceed the range of float16"
+    require(scores.max() > FLOAT16_MAX, "the data must exceed the range of float16")
     expected = nlc.nonlocal_block(x.astype(np.float64), double, wide)
     for compute in driver.mixed_dtypes:
         z = driver.mixed(wide, params, x, compute)
-        assert np.isfinite(z).all(), f"z in {compute} must be finite where a score exceeds {FLOAT16_MAX:.0f}"
+        require(np.isfinite(z).all(), f"z in {compute} must be finite where a score exceeds {FLOAT16_MAX:.0f}")
         unit = 2.0**-8 if compute == "bfloat16" else 2.0**-11
         worst = float(np.max(np.abs(z - expected)))
         allowed = 64 * unit * float(np.max(np.abs(expected)))
-        assert worst <= allowed, f"z in {compute} differs by {worst:.3g}, allowed are {allowed:.3g}"
+        require(worst <= allowed, f"z in {compute} differs by {worst:.3g}, allowed are {allowed:.3g}")
 
 
 def assert_within(name: str, actual: Array, expected: Array, bound: Array) -> None:
     """Assert that an output in float32 stays within a bound of its own for each value."""
-    assert actual.dtype == np.float32, f"{name} must have dtype float32, and has {actual.dtype}"
-    assert actual.shape == expected.shape, f"{name} must have shape {expected.shape}, and has {actual.shape}"
-    assert np.isfinite(actual).all(), f"{name} must be finite"
+    require(actual.dtype == np.float32, f"{name} must have dtype float32, and has {actual.dtype}")
+    require(actual.shape == expected.shape, f"{name} must have shape {expected.shape}, and has {actual.shape}")
+    require(bool(np.isfinite(actual).all()), f"{name} must be finite")
     ratio = np.abs(actual - expected) / bound
     worst = float(ratio.max())
-    assert worst <= 1, f"{name} exceeds its error bound by a factor of {worst:.3g}"
+    require(worst <= 1, f"{name} exceeds its error bound by a factor of {worst:.3g}")
 
 
 @check("peak_memory", cases=lambda case: case.name in {"gaussian_1d", "embedded_gaussian_1d"}, every_dtype=False)
@@ -115,5 +116,5 @@ def memory(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - it ne
     driver.block(spec, params, x[:, :256])
     _, peak = driver.peak_memory(lambda: driver.block(spec, params, x))
     matrix = 4 * positions**2
-    assert peak is not None, "this system must tell the peak memory of a call"
-    assert peak < matrix / 2, f"the call needed {peak / 2**20:.0f} MiB, the matrix has {matrix / 2**20:.0f}"
+    require(peak is not None, "this system must tell the peak memory of a call")
+    require(peak < matrix / 2, f"the call needed {peak / 2**20:.0f} MiB, the matrix has {matrix / 2**20:.0f}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from nonlocal_core import NonLocalSpec, param_shapes
-from nonlocal_core.parameters import initial_moments
 
-from nonlocal_conformance.assertions import assert_names, assert_same
+from nonlocal_conformance.assertions import assert_names, assert_same, require
 from nonlocal_conformance.cases import Case
 from nonlocal_conformance.registry import check
+from nonlocal_core import NonLocalSpec, param_shapes
+from nonlocal_core.parameters import initial_moments
 
 DEVIATIONS = 6.0
 """How many standard errors an estimate may be off."""
@@ -26,7 +26,10 @@ def identity_at_start(driver: Any, case: Case, dtype: str) -> None:
         assert_same("z of a new block", z, data.x)
 
 
-@check("initial", cases=lambda case: case.name in {"one_position", "affine", "epsilon", "concat_bias"}, every_dtype=False)
+_STARTS = ("one_position", "affine", "epsilon", "concat_bias")
+
+
+@check("initial", cases=lambda case: case.name in _STARTS, every_dtype=False)
 def start(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - a start has its own dtype
     """New weights have mean 0 and standard deviation 0.01; what is fixed has its value exactly."""
     for zero_init in (True, False):
@@ -40,11 +43,11 @@ def start(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - a star
                 assert_same(f"{name} of a new block", params[name], np.full(shape, mean, params[name].dtype))
                 continue
             size = params[name].size
-            assert params[name].shape == shape, f"{name} must have shape {shape}"
+            require(params[name].shape == shape, f"{name} must have shape {shape}")
             off = abs(float(params[name].mean()) - mean) / (deviation / size**0.5)
-            assert off < DEVIATIONS, f"the mean of new {name} is {off:.1f} standard errors from {mean}"
+            require(off < DEVIATIONS, f"the mean of new {name} is {off:.1f} standard errors from {mean}")
             off = abs(float(params[name].std()) - deviation) / (deviation / (2 * size) ** 0.5)
-            assert off < DEVIATIONS, f"the deviation of new {name} is {off:.1f} standard errors from {deviation}"
+            require(off < DEVIATIONS, f"the deviation of new {name} is {off:.1f} standard errors from {deviation}")
 
 
 @check("export")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import nonlocal_core as nlc
 import numpy as np
 
+import nonlocal_core as nlc
 from nonlocal_conformance.assertions import assert_close, assert_names, assert_same
 from nonlocal_conformance.cases import Case
 from nonlocal_conformance.checks.values import assert_output
@@ -20,9 +20,7 @@ def statistics(driver: Any, case: Case, dtype: str) -> None:
     data = case.data(dtype)
     wide = data.wide()
     _, after = driver.block(case.spec, data.params, data.x, data.key_mask, training=True)
-    expected = nlc.updated_statistics(
-        wide.x, wide.params, case.spec, wide.key_mask, unbiased=driver.unbiased
-    )
+    expected = nlc.updated_statistics(wide.x, wide.params, case.spec, wide.key_mask, unbiased=driver.unbiased)
     assert_names("the running statistics", after, expected)
     for name, value in expected.items():
         assert_close(f"{name} after a step", after[name], value, dtype=dtype)

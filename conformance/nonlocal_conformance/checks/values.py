@@ -5,13 +5,13 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
-import nonlocal_core as nlc
 import numpy as np
-from nonlocal_core import reference
 
+import nonlocal_core as nlc
 from nonlocal_conformance.assertions import assert_close, assert_same, largest
 from nonlocal_conformance.cases import Array, Case, Data
 from nonlocal_conformance.registry import check
+from nonlocal_core import reference
 
 
 def assert_output(name: str, z: Any, case: Case, data: Data, dtype: str) -> None:
@@ -43,9 +43,7 @@ def methods(driver: Any, case: Case, dtype: str) -> None:
     """Every method gives the output that the reference gives."""
     data = case.data(dtype)
     for method in driver.methods:
-        z, _ = driver.block(
-            case.spec, data.params, data.x, data.key_mask, training=case.training, method=method
-        )
+        z, _ = driver.block(case.spec, data.params, data.x, data.key_mask, training=case.training, method=method)
         assert_output(f"z by method {method!r}", z, case, data, dtype)
 
 
@@ -68,7 +66,7 @@ def op_arrays(case: Case, dtype: str) -> tuple[dict[str, Array], dict[str, Any],
     arrays = {"theta": rng.normal(size=(2, 11, 5)), "phi": rng.normal(size=(2, 7, 5)), "g": rng.normal(size=(2, 7, 3))}
     if case.spec.pairwise == "concatenation":
         arrays["concat_weight"] = rng.normal(size=10)
-        if case.spec.bias["concat"]:
+        if case.spec.has_bias("concat"):
             arrays["concat_bias"] = rng.normal(size=())
     arrays = {name: np.asarray(a, dtype) for name, a in arrays.items()}
     options: dict[str, Any] = {"pairwise": case.spec.pairwise, "normalize": case.spec.normalize}
@@ -90,7 +88,7 @@ def is_op_case(case: Case) -> bool:
 def operation(driver: Any, case: Case, dtype: str) -> None:
     """The operation alone, with M other than N and values of another width, equals the reference's."""
     arrays, options, _ = op_arrays(case, dtype)
-    wide = {name: a.astype(np.float64) for name, a in arrays.items()}
+    wide: dict[str, Any] = {name: a.astype(np.float64) for name, a in arrays.items()}
     expected = nlc.nonlocal_op(**wide, **options)
     assert_close("y", driver.op(**arrays, **options), expected, dtype=dtype)
 
@@ -99,13 +97,12 @@ def operation(driver: Any, case: Case, dtype: str) -> None:
 def masked_positions(driver: Any, case: Case, dtype: str) -> None:
     """What stands at a masked position, however large or infinite, does not reach another position."""
     data, spec = case.data(dtype), case.spec
-    assert data.key_mask is not None
     plain, _ = driver.block(spec, data.params, data.x, data.key_mask)
+    kept = np.asarray(data.key_mask)
     for value in (-1e4, 1e4, np.inf):
-        x = np.where(data.key_mask[..., None], data.x, np.asarray(value, dtype))
+        x = np.where(kept[..., None], data.x, np.asarray(value, dtype))
         with np.errstate(invalid="ignore"):  # a masked position is still a query
             z, _ = driver.block(spec, data.params, x, data.key_mask)
-        kept = data.key_mask
         name = f"z beside masked positions of {value}"
         assert_close(name, z[kept], plain[kept].astype(np.float64), dtype=dtype, scale=largest(plain))
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import nonlocal_core as nlc
 import numpy as np
-from nonlocal_core import NonLocalSpec
-from nonlocal_core.checks import METHODS, check_method, check_params
 
+import nonlocal_core as nlc
 from nonlocal_conformance.capabilities import BACKENDS
 from nonlocal_conformance.memory import peak_resident
+from nonlocal_core import NonLocalSpec
+from nonlocal_core.checks import METHODS, check_method, check_params
 
 __all__ = ["NumpyDriver"]
 

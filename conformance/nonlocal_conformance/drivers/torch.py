@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from nonlocal_core import NonLocalSpec
-from nonlocal_core.checks import METHODS
-from nonlocal_torch import NonLocalBlock, nonlocal_op
 
 from nonlocal_conformance.capabilities import BACKENDS
 from nonlocal_conformance.memory import peak_resident
+from nonlocal_core import NonLocalSpec
+from nonlocal_core.checks import METHODS
+from nonlocal_torch import NonLocalBlock, nonlocal_op
 
 __all__ = ["TorchDriver"]
 
@@ -105,7 +105,7 @@ class TorchDriver:
         z = block(given, self._mask(key_mask))
         first = torch.autograd.grad(z, every, self._input(dz), create_graph=True)
         directions = (self._input(vx), *(self._tensor(vparams[name]) for name in names))
-        product = sum((d * v).sum() for d, v in zip(first, directions, strict=True))
+        product = torch.stack([(d * v).sum() for d, v in zip(first, directions, strict=True)]).sum()
         second = torch.autograd.grad(product, every, allow_unused=True, materialize_grads=True)
         return _output(second[0]), {name: _numpy(d) for name, d in zip(names, second[1:], strict=True)}
 
@@ -118,8 +118,8 @@ class TorchDriver:
         """Return the gradients of the operation alone."""
         tensors = {"theta": theta, "phi": phi, "g": g}
         tensors |= {name: options.pop(name) for name in ("concat_weight", "concat_bias") if name in options}
-        leaves = {name: self._tensor(a).requires_grad_() for name, a in tensors.items()}
-        nonlocal_op(**leaves, **self._options(options)).backward(self._tensor(dy))
+        leaves: dict[str, Any] = {name: self._tensor(a).requires_grad_() for name, a in tensors.items()}
+        torch.autograd.backward(nonlocal_op(**leaves, **self._options(options)), self._tensor(dy))
         return {name: _numpy(leaf.grad) for name, leaf in leaves.items()}
 
     def attention(
@@ -163,9 +163,7 @@ class TorchDriver:
             warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own imports
             return _output(block(self._input(x), self._mask(key_mask)).detach())
 
-    def mixed(
-        self, spec: NonLocalSpec, params: Params, x: Array, dtype: str, key_mask: Array | None = None
-    ) -> Array:
+    def mixed(self, spec: NonLocalSpec, params: Params, x: Array, dtype: str, key_mask: Array | None = None) -> Array:
         """Return the output under autocast."""
         block = self._block(spec, params, x.dtype)
         with torch.no_grad(), torch.autocast(torch.device(self.device).type, getattr(torch, dtype)):
@@ -228,11 +226,14 @@ class TorchDriver:
         return {name: self._tensor(a) if isinstance(a, np.ndarray) else a for name, a in options.items()}
 
 
-def _output(z: torch.Tensor) -> Array:
-    return _numpy(z.movedim(1, -1))
+def _output(z: torch.Tensor | None) -> Array:
+    return np.moveaxis(_numpy(z), 1, -1)
 
 
-def _numpy(a: torch.Tensor) -> Array:
+def _numpy(a: torch.Tensor | None) -> Array:
+    """Return a tensor as an array; a gradient that never came is an array of nothing, which no check accepts."""
+    if a is None:
+        return np.array(None)
     a = a.detach().cpu()
     if a.dtype == torch.bfloat16:
         import ml_dtypes

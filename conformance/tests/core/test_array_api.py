@@ -1,10 +1,11 @@
 """The very same reference on arrays of other libraries."""
 
 import array_api_strict
-import nonlocal_core as nlc
 import numpy as np
 import pytest
 import torch
+
+import nonlocal_core as nlc
 from nonlocal_conformance import CASES
 
 LIBRARIES = {"array-api-strict": array_api_strict.asarray, "torch": torch.asarray}

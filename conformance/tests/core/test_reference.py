@@ -3,9 +3,10 @@
 import itertools
 import math
 
-import nonlocal_core as nlc
 import numpy as np
 import pytest
+
+import nonlocal_core as nlc
 from nonlocal_conformance import CASES
 from nonlocal_core import reference
 
@@ -150,8 +151,9 @@ def test_queries_in_blocks_give_what_one_block_gives(monkeypatch):
     arguments = (data.x, data.params, case.spec)
     whole = nlc.nonlocal_block(*arguments, data.key_mask), nlc.nonlocal_block_vjp(*arguments, data.dz, data.key_mask)
     monkeypatch.setattr(reference, "BLOCK", 60)
-    z, (dx, dparams) = nlc.nonlocal_block(*arguments, data.key_mask), nlc.nonlocal_block_vjp(
-        *arguments, data.dz, data.key_mask
+    z, (dx, dparams) = (
+        nlc.nonlocal_block(*arguments, data.key_mask),
+        nlc.nonlocal_block_vjp(*arguments, data.dz, data.key_mask),
     )
     np.testing.assert_allclose(z, whole[0], rtol=1e-13)
     np.testing.assert_allclose(dx, whole[1][0], rtol=1e-11)
@@ -196,7 +198,7 @@ def test_an_empty_batch_gives_an_empty_result():
 def test_statistics_without_a_batch_norm_are_refused():
     spec = nlc.NonLocalSpec(channels=3)
     params = nlc.init_params(spec, np.random.default_rng(0))
-    with pytest.raises(ValueError, match="`spec` must have norm 'batch' to have statistics. Got norm None"):
+    with pytest.raises(ValueError, match=r"`spec` must have norm 'batch' to have statistics\. Got norm None"):
         nlc.updated_statistics(np.ones((1, 4, 3)), params, spec)
 
 

@@ -6,13 +6,14 @@ import pickle
 import subprocess
 import sys
 
-import nonlocal_core as nlc
 import numpy as np
 import pytest
 import torch
-from nonlocal_torch import NonLocalBlock, nonlocal_op
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils import parameters_to_vector
+
+import nonlocal_core as nlc
+from nonlocal_torch import NonLocalBlock, nonlocal_op
 
 FORMS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 
@@ -76,7 +77,9 @@ def test_the_state_of_one_block_loads_into_another():
     ids=["deepcopy", "pickle"],
 )
 @pytest.mark.parametrize(
-    "options", [{"norm": "batch", "subsample": 2}, {"pairwise": product, "normalize": "count"}], ids=["named", "function"]
+    "options",
+    [{"norm": "batch", "subsample": 2}, {"pairwise": product, "normalize": "count"}],
+    ids=["named", "function"],
 )
 def test_a_copy_computes_the_same_with_parameters_of_its_own(copied, options):
     block = random_block(**options).eval()
@@ -280,4 +283,6 @@ def test_without_pytorch_the_import_says_what_to_install():
     code = "import sys; sys.modules['torch'] = None; import nonlocal_torch"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.returncode == 1
-    assert "ImportError: nonlocal_torch needs PyTorch. Install it with `pip install 'nonlocal-core[torch]'`." in ran.stderr
+    assert (
+        "ImportError: nonlocal_torch needs PyTorch. Install it with `pip install 'nonlocal-core[torch]'`." in ran.stderr
+    )

@@ -1,0 +1,29 @@
+"""Settings of the whole test run."""
+
+import os
+
+import hypothesis
+import pytest
+
+IN_CI = bool(os.environ.get("CI"))
+
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=IN_CI)
+hypothesis.settings.load_profile("suite")
+
+
+def _skipped(config):
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    return reporter.stats.get("skipped", []) if reporter else []
+
+
+def pytest_sessionfinish(session):
+    """Fail a run of continuous integration in which something was skipped."""
+    if IN_CI and session.exitstatus == pytest.ExitCode.OK and _skipped(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Say why such a run failed."""
+    if IN_CI and (skipped := _skipped(config)):
+        terminalreporter.section("skipped where CI is set", red=True)
+        terminalreporter.line(f"{len(skipped)} skipped: continuous integration must run everything.")

@@ -1,0 +1,450 @@
+"""The non-local block once more, from the formulas alone: a second opinion on the reference, and what faults break.
+
+Plain on purpose: one sample, one set of positions and one block of queries at a time, on PyTorch tensors with
+channels first, with autograd for every gradient. Each step is a method of its own, so that a faulty
+implementation is this one with one step replaced.
+"""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import torch
+from nonlocal_core import param_shapes
+from nonlocal_core.checks import METHODS, check_method, check_op, check_params, check_positions
+from nonlocal_core.parameters import STATISTICS
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from nonlocal_conformance.capabilities import CAPABILITIES
+from nonlocal_conformance.memory import peak_resident
+
+QUERIES = 64
+"""How many queries are computed at once."""
+
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+@dataclasses.dataclass
+class Block:
+    """A block: its options, its parameters as tensors, and the dtype of its operands."""
+
+    spec: object
+    params: dict
+    compute: torch.dtype
+    notes: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What turns theta and phi into weights."""
+
+    pairwise: object
+    softmax: bool
+    scale: float
+    weight: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+
+
+class Textbook:
+    """The driver, and the steps that it is made of."""
+
+    name = "textbook"
+    version = torch.__version__
+    dtypes = ("float64", "float32")
+    methods = METHODS
+    mixed_dtypes = ("bfloat16", "float16")
+    capabilities = frozenset(CAPABILITIES)
+    unbiased = True
+
+    def __init__(self, device="cpu"):
+        if device != "cpu":
+            message = f"`device` must be 'cpu'. Got {device!r}."
+            raise ValueError(message)
+        self.device = device
+
+    # Which positions interact, and which make up one key
+
+    def interacting(self, spec, rank):
+        """Return the spatial axes along which positions interact."""
+        return {"all": tuple(range(rank)), "space": (1, 2), "time": (0,)}.get(spec.axes, spec.axes)
+
+    def window(self, spec, rank):
+        """Return the length of the pooling window on each interacting axis."""
+        axes = self.interacting(spec, rank)
+        if spec.subsample is None:
+            return (1,) * len(axes)
+        if isinstance(spec.subsample, int):
+            return (spec.subsample,) * len(axes)
+        return tuple(spec.subsample[axis] for axis in axes)
+
+    def grids(self, spec, spatial):
+        """Return the flat numbers of the positions of each set, as a grid over the interacting axes."""
+        numbers = np.arange(math.prod(spatial)).reshape(spatial)
+        if spec.group_size is not None:
+            starts = range(0, spatial[0], spec.group_size)
+            return [numbers[start : start + spec.group_size] for start in starts]
+        axes = self.interacting(spec, len(spatial))
+        choices = [[slice(None)] if axis in axes else range(size) for axis, size in enumerate(spatial)]
+        return [numbers[choice] for choice in itertools.product(*choices)]
+
+    def windows(self, grid, lengths):
+        """Return the positions of each window of a grid (M, K), in row-major order; a remainder is dropped."""
+        starts = [range(0, size - length + 1, length) for size, length in zip(grid.shape, lengths, strict=True)]
+        corners = itertools.product(*starts)
+        boxes = [tuple(slice(a, a + b) for a, b in zip(corner, lengths, strict=True)) for corner in corners]
+        return np.stack([grid[box].ravel() for box in boxes])
+
+    def sets(self, spec, spatial):
+        """Return the queries (n,) and the windows of the keys (m, K) of each set, as flat numbers."""
+        lengths = self.window(spec, len(spatial))
+        return [(grid.ravel(), self.windows(grid, lengths)) for grid in self.grids(spec, spatial)]
+
+    # The formulas, for one sample and one set
+
+    def operand(self, block, a):
+        """Return `a` as it is stored between two products."""
+        return a.to(block.compute)
+
+    def wide(self, a):
+        """Return `a` in the dtype in which products are summed."""
+        return a.to(torch.promote_types(a.dtype, torch.float32))
+
+    def bias(self, block, layer):
+        """Return the bias of a layer, or None."""
+        return block.params.get(f"{layer}.bias")
+
+    def project(self, block, layer, a):
+        """Return W a + b along the first axis."""
+        weight = self.operand(block, block.params[f"{layer}.weight"])
+        result = torch.tensordot(self.wide(weight), self.wide(self.operand(block, a)), 1)
+        bias = self.bias(block, layer)
+        if bias is not None:
+            result = result + self.wide(self.operand(block, bias)).reshape(-1, *[1] * (a.ndim - 1))
+        return self.operand(block, result)
+
+    def embed(self, block, layer, a):
+        """Return theta or phi: a projection, or the input itself in the Gaussian form."""
+        return self.operand(block, a) if block.spec.pairwise == "gaussian" else self.project(block, layer, a)
+
+    def pool(self, values, inside):
+        """Return the largest valid value of each window, (C, m, K) to (C, m), and 0 where none is valid."""
+        valid = torch.from_numpy(inside)
+        largest = values.masked_fill(~valid, -math.inf).max(dim=-1).values
+        return largest.masked_fill(~valid.any(dim=-1), 0)
+
+    def valid_keys(self, inside):
+        """Return which keys are valid (m,), from which positions of their windows are (m, K)."""
+        return inside.any(axis=1)
+
+    def hide(self, values, inside):
+        """Return the positions of the windows (C, m, K) with 0 where they are masked."""
+        return values.masked_fill(~torch.from_numpy(inside), 0)
+
+    def keys(self, block, x, mask, windows):
+        """Return phi (C', m), g (C', m) and which keys are valid (m,), from one sample (C, N)."""
+        inside = mask[windows]
+        values = self.hide(x[:, windows], inside)
+        if block.spec.subsample_at == "input":
+            pooled = self.pool(values, inside)
+            phi, g = self.embed(block, "phi", pooled), self.project(block, "g", pooled)
+        else:
+            phi = self.pool(self.embed(block, "phi", values), inside)
+            g = self.pool(self.project(block, "g", values), inside)
+        return phi, g, self.valid_keys(inside)
+
+    def factor(self, spec):
+        """Return the number that multiplies the scores."""
+        named = {None: 1.0, "inner": spec.inner_channels**-0.5, "input": spec.channels**-0.5}
+        return named.get(spec.scale, spec.scale)
+
+    def form(self, block):
+        """Return how a block turns theta and phi into weights."""
+        spec = block.spec
+        softmax = spec.normalize == "softmax" or spec.pairwise in {"gaussian", "embedded_gaussian"}
+        weight = block.params.get("concat.weight")
+        return Form(spec.pairwise, softmax, self.factor(spec), weight, self.bias(block, "concat"))
+
+    def relu(self, a):
+        """Return the positive part."""
+        return torch.relu(a)
+
+    def scores(self, form, theta, phi):
+        """Return the scaled scores (n, m) of theta (C', n) and phi (C', m)."""
+        theta, phi = self.wide(theta), self.wide(phi)
+        if callable(form.pairwise):
+            return form.scale * form.pairwise(theta.T[None], phi.T[None])[0]
+        if form.pairwise != "concatenation":
+            return (form.scale * theta).T @ phi
+        size = (-1, theta.shape[1], phi.shape[1])
+        pairs = torch.cat([theta[:, :, None].expand(size), phi[:, None, :].expand(size)])
+        total = torch.tensordot(self.wide(form.weight), pairs, 1)
+        return form.scale * self.relu(total if form.bias is None else total + self.wide(form.bias))
+
+    def softmax(self, scores):
+        """Return the softmax over the keys."""
+        powers = torch.exp(scores - scores.max(dim=1, keepdim=True).values.detach())
+        return powers / powers.sum(dim=1, keepdim=True)
+
+    def divide(self, scores):
+        """Return the scores divided by the number of keys."""
+        return scores / scores.shape[1]
+
+    def weights(self, form, theta, phi, valid):
+        """Return the weights (n, m), 0 where a key is not valid."""
+        weights = self.wide(theta).new_zeros(theta.shape[1], phi.shape[1])
+        if not valid.any():
+            return weights
+        chosen = torch.from_numpy(np.flatnonzero(valid))
+        scores = self.scores(form, theta, phi[:, chosen])
+        return weights.index_copy(1, chosen, self.softmax(scores) if form.softmax else self.divide(scores))
+
+    def combine(self, weights, g):
+        """Return sum_j w_ij g_j, (n, m) and (C', m) to (C', n)."""
+        return self.wide(g) @ weights.T
+
+    def aggregate(self, form, theta, phi, g, valid):
+        """Return y (C', n), a block of queries at a time; a function of the user's gets them whole."""
+        g = g.masked_fill(~torch.from_numpy(valid), 0)
+        parts = theta.split(theta.shape[1] if callable(form.pairwise) else QUERIES, dim=1)
+        return torch.cat([self.combine(self.weights(form, part, phi, valid), g) for part in parts], dim=1)
+
+    def gather(self, block, x, mask, sets):
+        """Return y (C', N) of one sample (C, N)."""
+        form, theta = self.form(block), self.embed(block, "theta", x)
+        parts = []
+        for queries, windows in sets:
+            phi, g, valid = self.keys(block, x, mask, windows)
+            parts.append(self.aggregate(form, theta[:, queries], phi, g, valid))
+        order = np.argsort(np.concatenate([queries for queries, _ in sets]))
+        return torch.cat(parts, dim=1)[:, order]
+
+    # The whole block
+
+    def flatten(self, x):
+        """Return (B, C, *S) as (B, C, N)."""
+        return x.flatten(2)
+
+    def unflatten(self, flat, x):
+        """Return (B, C, N) in the shape of `x`."""
+        return flat.reshape(x.shape)
+
+    def mask(self, key_mask, x):
+        """Return which positions are keys (B, N)."""
+        if key_mask is None:
+            return np.ones((x.shape[0], math.prod(x.shape[2:])), bool)
+        return key_mask.reshape(x.shape[0], -1)
+
+    def moments(self, r):
+        """Return the mean and the biased variance of each channel of (B, C, N)."""
+        mean = r.mean(dim=(0, 2))
+        return mean, ((r - mean[:, None]) ** 2).mean(dim=(0, 2))
+
+    def standardize(self, block, r, training):
+        """Return r less the mean, in units of the standard deviation: the input's in training, else the running."""
+        mean, variance = self.moments(r) if training else (block.params[name] for name in STATISTICS)
+        return (r - mean[:, None]) / (variance + block.spec.norm_epsilon).sqrt()[:, None]
+
+    def update(self, block, r):
+        """Return the running statistics after a step in training."""
+        mean, _ = self.moments(r)
+        new = {"norm.mean": mean, "norm.variance": r.var(dim=(0, 2), correction=1)}
+        share = block.spec.norm_momentum
+        return {name: (1 - share) * block.params[name] + share * value.detach() for name, value in new.items()}
+
+    def norm(self, block, r, training):
+        """Return the normalised branch (B, C, N)."""
+        r = self.wide(r)
+        if block.spec.norm is None:
+            return r
+        if block.spec.norm == "batch":
+            r = self.standardize(block, r, training)
+        return r * block.params["norm.weight"][:, None] + block.params["norm.bias"][:, None]
+
+    def residual(self, block, x, r):
+        """Return z (B, C, N)."""
+        return x + r.to(x.dtype) if block.spec.residual else r.to(x.dtype)
+
+    def layout(self, z, x):
+        """Return z in the memory layout of `x`."""
+        last = LAST.get(x.dim(), torch.contiguous_format)
+        is_last = x.is_contiguous(memory_format=last) and not x.is_contiguous()
+        return z.contiguous(memory_format=last if is_last else torch.contiguous_format)
+
+    def call(self, block, x, key_mask=None, training=False):
+        """Return z for `x` (B, C, *S) and `key_mask` (B, *S); in training the statistics move."""
+        flat, mask, sets = self.flatten(x), self.mask(key_mask, x), self.sets(block.spec, x.shape[2:])
+        y = torch.stack([self.gather(block, *sample, sets) for sample in zip(flat, mask, strict=True)])
+        r = self.project(block, "out", y.movedim(0, 1)).movedim(1, 0)
+        z = self.residual(block, flat, self.norm(block, r, training))
+        if training and block.spec.norm == "batch":
+            block.params.update(self.update(block, self.wide(r)))
+        return self.layout(self.unflatten(z, x), x)
+
+    def rows(self, block, x, positions, key_mask):
+        """Return the rows of the weights at some positions (B, Q, M)."""
+        flat, mask, sets = self.flatten(x), self.mask(key_mask, x), self.sets(block.spec, x.shape[2:])
+        first = np.concatenate([windows[:, 0] for _, windows in sets])
+        number = {position: key for key, position in enumerate(np.sort(first))}
+        full = torch.zeros(len(flat), flat.shape[2], len(first), dtype=x.dtype)
+        for sample, (a, valid) in enumerate(zip(flat, mask, strict=True)):
+            theta = self.embed(block, "theta", a)
+            for queries, windows in sets:
+                phi, _, keys = self.keys(block, a, valid, windows)
+                columns = [number[position] for position in windows[:, 0]]
+                weights = self.weights(self.form(block), theta[:, queries], phi, keys)
+                full[sample, queries[:, None], columns] = weights.to(x.dtype)
+        return full[:, positions]
+
+    # The protocol of a driver
+
+    def check(self, spec, params, x, key_mask=None, training=False, method="auto"):
+        """Check the arguments of a block."""
+        check_method(method)
+        check_params(params, spec)
+        shape, dtype = (None, "bool") if key_mask is None else (key_mask.shape, key_mask.dtype.name)
+        spec.check_input(x.shape, dtype=x.dtype.name, mask_shape=shape, mask_dtype=dtype, training=training)
+
+    def tensor(self, a):
+        """Return a tensor that shares the memory of an array."""
+        return torch.as_tensor(np.asarray(a))
+
+    def input(self, a):
+        """Return an array with channels last as a tensor with channels first."""
+        return self.tensor(a).movedim(-1, 1)
+
+    def output(self, z):
+        """Return a tensor with channels first as an array with channels last."""
+        return z.detach().movedim(1, -1).numpy()
+
+    def build(self, spec, params, dtype=None):
+        """Return a block with these parameters; its statistics are its own."""
+        tensors = {name: self.tensor(a) for name, a in params.items()}
+        tensors |= {name: tensors[name].clone() for name in STATISTICS if name in tensors}
+        return Block(spec, tensors, dtype or next(iter(tensors.values())).dtype)
+
+    def leaves(self, block):
+        """Return the parameters that have gradients, by name."""
+        names = [name for name in block.params if name not in STATISTICS]
+        block.params.update({name: block.params[name].detach().requires_grad_() for name in names})
+        return {name: block.params[name] for name in names}
+
+    def statistics(self, block):
+        """Return the running statistics of a block as arrays."""
+        return {name: block.params[name].numpy().copy() for name in STATISTICS if name in block.params}
+
+    def block(self, spec, params, x, key_mask=None, *, training=False, method="auto"):
+        """Return z and the running statistics."""
+        self.check(spec, params, x, key_mask, training, method)
+        block = self.build(spec, params)
+        return self.output(self.call(block, self.input(x), key_mask, training)), self.statistics(block)
+
+    def steps(self, spec, params, inputs, *, training=False):
+        """Call one block on each input in turn."""
+        block = self.build(spec, params)
+        return [
+            (self.output(self.call(block, self.input(x), None, training)), self.statistics(block)) for x in inputs
+        ]
+
+    def vjp(self, spec, params, x, dz, key_mask=None, *, training=False, method="auto"):
+        """Return the gradients of the input and of the parameters."""
+        self.check(spec, params, x, key_mask, training, method)
+        block = self.build(spec, params)
+        leaves, given = self.leaves(block), self.input(x).requires_grad_()
+        self.call(block, given, key_mask, training).backward(self.input(dz))
+        return self.output(given.grad), {name: leaf.grad.numpy() for name, leaf in leaves.items()}
+
+    def hvp(self, spec, params, x, dz, vx, vparams, key_mask=None, *, training=False):
+        """Return the gradients of <gradients, v>."""
+        block = self.build(spec, params)
+        leaves, given = self.leaves(block), self.input(x).requires_grad_()
+        every = [given, *leaves.values()]
+        z = self.call(block, given, key_mask, training)
+        first = torch.autograd.grad(z, every, self.input(dz), create_graph=True)
+        along = [self.input(vx), *(self.tensor(vparams[name]) for name in leaves)]
+        product = sum((d * v).sum() for d, v in zip(first, along, strict=True))
+        second = torch.autograd.grad(product, every, materialize_grads=True)
+        return self.output(second[0]), dict(zip(leaves, (d.numpy() for d in second[1:]), strict=True))
+
+    def operation(self, tensors, options):
+        """Return the operation on tensors (B, N, C'), (B, M, C'), (B, M, D) as (B, N, D)."""
+        pairwise, scale = options.get("pairwise", "embedded_gaussian"), options.get("scale")
+        softmax = options.get("normalize") == "softmax" or pairwise in {"gaussian", "embedded_gaussian"}
+        concat = (tensors.get("concat_weight"), tensors.get("concat_bias"))
+        form = Form(pairwise, softmax, 1.0 if scale is None else scale, *concat)
+        theta, phi, g = (tensors[name].mT for name in ("theta", "phi", "g"))
+        mask = options.get("key_mask")
+        mask = np.ones((phi.shape[0], phi.shape[2]), bool) if mask is None else mask
+        y = [self.aggregate(form, *sample) for sample in zip(theta, phi, g, mask, strict=True)]
+        return torch.stack(y).mT.to(theta.dtype)
+
+    def op(self, theta, phi, g, **options):
+        """Return the operation alone."""
+        check_op(theta, phi, g, **options)
+        arrays = {"theta": theta, "phi": phi, "g": g}
+        arrays |= {name: options[name] for name in ("concat_weight", "concat_bias") if name in options}
+        return self.operation({name: self.tensor(a) for name, a in arrays.items()}, options).numpy()
+
+    def op_vjp(self, theta, phi, g, dy, **options):
+        """Return the gradients of the operation alone."""
+        arrays = {"theta": theta, "phi": phi, "g": g}
+        arrays |= {name: options.pop(name) for name in ("concat_weight", "concat_bias") if name in options}
+        leaves = {name: self.tensor(a).requires_grad_() for name, a in arrays.items()}
+        self.operation(leaves, options).backward(self.tensor(dy))
+        return {name: leaf.grad.numpy() for name, leaf in leaves.items()}
+
+    def attention(self, spec, params, x, positions=None, key_mask=None):
+        """Return rows of the weights."""
+        self.check(spec, params, x, key_mask)
+        queries = math.prod(x.shape[1:-1])
+        chosen = np.arange(queries) if positions is None else check_positions(positions, queries)
+        return self.rows(self.build(spec, params), self.input(x), chosen, key_mask).numpy()
+
+    def export(self, spec, params):
+        """Take parameters in and give them out again."""
+        check_params(params, spec)
+        return {name: tensor.numpy().copy() for name, tensor in self.build(spec, params).params.items()}
+
+    def start(self, spec, name, shape):
+        """Return one parameter of a new block."""
+        last = "norm.weight" if spec.norm else "out.weight"
+        if name == last and spec.zero_init:
+            return torch.zeros(shape)
+        if name in {"norm.weight", "norm.variance"}:
+            return torch.ones(shape)
+        return torch.randn(shape) * 0.01 if name.endswith(".weight") else torch.zeros(shape)
+
+    def initial(self, spec):
+        """Return the parameters of a new block."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return {name: self.start(spec, name, shape).numpy() for name, shape in param_shapes(spec).items()}
+
+    def compiled(self, spec, params, x, key_mask=None, *, training=False):
+        """Return the output of a block that was traced to a graph on another input."""
+        given = self.input(x)
+        graph = make_fx(lambda a: self.call(self.build(spec, params), a, key_mask, training))(given + 1)
+        return self.output(graph(given))
+
+    def mixed(self, spec, params, x, dtype, key_mask=None):
+        """Return the output with operands of half precision."""
+        block = self.build(spec, params, getattr(torch, dtype))
+        return self.output(self.call(block, self.input(x), key_mask))
+
+    def layouts(self, spec, params, x, key_mask=None):
+        """Return the output for each memory layout of the input, and whether it has the same layout."""
+        block, plain = self.build(spec, params), self.input(x).contiguous()
+        last = LAST.get(x.ndim, torch.contiguous_format)
+        inputs = {
+            "contiguous": (plain, torch.contiguous_format),
+            "channels last": (plain.contiguous(memory_format=last), last),
+            "transposed": (plain.mT.contiguous().mT, torch.contiguous_format),
+        }
+        outputs = {name: (self.call(block, a, key_mask), layout) for name, (a, layout) in inputs.items()}
+        return {
+            name: (self.output(z), z.is_contiguous(memory_format=layout)) for name, (z, layout) in outputs.items()
+        }
+
+    def peak_memory(self, call):
+        """Return the result of a call and its peak extra memory in bytes."""
+        return peak_resident(call)

@@ -1,0 +1,392 @@
+"""`nonlocal demo`: what it prints, what it draws, and what it refuses."""
+
+import io
+import re
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from nonlocal_core import comparison, demo, measurement, picture
+from nonlocal_core.cli import main
+from nonlocal_core.denoise import nonlocal_means, operands, psnr
+
+SIZE = 24
+SMALL = ["demo", "--size", str(SIZE)]
+
+TOY = """
+from nonlocal_conformance.drivers.numpy import NumpyDriver
+
+class Toy(NumpyDriver):
+    name = "toy"
+    dtypes = ("float64",)
+
+class Wrong(Toy):
+    def op(self, theta, phi, g):
+        return super().op(theta, phi, g) + 0.25
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Work in an empty folder, with a terminal that is wide enough for the table."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    return tmp_path
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Return a dict that takes what is drawn, in place of the drawing."""
+    taken = {}
+
+    def draw(panels, weights, pixel, reach):
+        taken.update(panels=panels, weights=weights, pixel=pixel, reach=reach)
+        return b"drawn"
+
+    monkeypatch.setattr(demo, "draw", draw)
+    return taken
+
+
+def cells(out):
+    """Return the rows of the printed table, as lists of text by the name of the backend."""
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line[:1] == "│"]
+    return {row[0]: row[1:] for row in rows}
+
+
+def decibels(cell):
+    """Return the number in a cell of the column PSNR."""
+    return float(re.fullmatch(r"([\d.]+) dB", cell)[1])
+
+
+def colours(shape=(20, 30), mode="RGB"):
+    """Return a smooth picture of that many rows and columns."""
+    rows, columns = np.indices(shape)
+    values = np.stack([rows * 8, columns * 6, rows + columns + 60, np.full(shape, 255)], axis=-1)
+    return Image.fromarray(values.astype("uint8"), "RGBA").convert(mode)
+
+
+# What it does
+
+
+def test_it_denoises_the_built_in_photograph_with_every_backend(folder, capsys):
+    assert main(SMALL) == 0
+    out = capsys.readouterr().out
+    rows = cells(out)
+    assert list(rows) == ["numpy", "torch"]
+    assert rows["numpy"][:1] + rows["numpy"][3:4] == ["cpu", "-"]
+    assert float(rows["torch"][3]) < 1e-5
+    assert decibels(rows["numpy"][2]) == decibels(rows["torch"][2]) > 24
+    assert "24 x 24 pixels, grey, noise 0.1 added: 19.98 dB" in out
+    assert "331,776 pairs" in out
+    with Image.open(folder / "demo.png") as image:
+        assert (image.format, image.size) == ("PNG", (1380, 1380))
+
+
+def test_the_panels_show_the_photograph_the_noise_and_the_result(drawn):
+    assert main(SMALL) == 0
+    clean, noisy, denoised = (panel.image for panel in drawn["panels"])
+    np.testing.assert_array_equal(clean, picture.built_in(SIZE))
+    assert np.std(noisy - clean) == pytest.approx(0.1, rel=0.1)
+    np.testing.assert_allclose(denoised, nonlocal_means(noisy, strength=0.7), rtol=1e-12)
+    titles = [panel.title for panel in drawn["panels"]]
+    assert titles == [
+        "photograph",
+        f"with noise: {psnr(clean, noisy):.1f} dB",
+        f"denoised: {psnr(clean, denoised):.1f} dB",
+    ]
+
+
+def test_the_options_of_the_filter_reach_it(drawn):
+    options = ["--strength", "0.5", "--reach", "inf", "--patch", "3", "--noise", "0.2", "--seed", "7"]
+    assert main([*SMALL, *options, "--backend", "numpy"]) == 0
+    clean, noisy, denoised = (panel.image for panel in drawn["panels"])
+    expected = np.random.default_rng(7).normal(scale=0.2, size=clean.shape)
+    np.testing.assert_array_equal(noisy, clean + expected)
+    expected = nonlocal_means(noisy, strength=0.5, reach=np.inf, patch=3)
+    np.testing.assert_allclose(denoised, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("pixel", [(0, 0), (5, 23), (23, 7)])
+def test_the_weights_are_those_of_the_chosen_pixel(pixel, drawn):
+    assert main([*SMALL, "--pixel", *map(str, pixel), "--backend", "torch"]) == 0
+    assert drawn["pixel"] == pixel
+    assert drawn["weights"].shape == (SIZE, SIZE)
+    assert np.unravel_index(drawn["weights"].argmax(), (SIZE, SIZE)) == pixel
+    assert drawn["weights"].sum() == pytest.approx(1)
+
+
+def test_the_pixel_lies_on_an_edge_if_none_is_chosen():
+    image = np.zeros((16, 20, 1))
+    image[:, 9:] = 1
+    row, column = picture.strong_edge(image)
+    assert 4 <= row < 12
+    assert column in {8, 9}
+
+
+def test_only_the_backends_that_are_named_are_measured(capsys, drawn):
+    assert main([*SMALL, "--backend", "torch", "--backend", "torch"]) == 0
+    out = capsys.readouterr().out
+    assert list(cells(out)) == ["torch"]
+    assert float(cells(out)["torch"][3]) < 1e-5
+    assert "from the reference at 576 pixels" in " ".join(out.split())
+    assert drawn["panels"][2].title.startswith("denoised: 2")
+
+
+def test_the_reference_needs_no_framework(capsys, drawn):
+    assert main([*SMALL, "--backend", "numpy"]) == 0
+    assert list(cells(capsys.readouterr().out)) == ["numpy"]
+    assert drawn
+
+
+@pytest.mark.usefixtures("drawn")
+@pytest.mark.parametrize(("driver", "difference"), [("Toy", 0), ("Wrong", 0.25)])
+def test_a_backend_of_others_is_measured_by_its_address(driver, difference, folder, monkeypatch, capsys):
+    (folder / "toy_backend.py").write_text(TOY, encoding="utf-8")
+    monkeypatch.syspath_prepend(folder)
+    assert main([*SMALL, "--backend", "numpy", "--backend", f"toy_backend:{driver}"]) == 0
+    sys.modules.pop("toy_backend")
+    rows = cells(capsys.readouterr().out)
+    assert list(rows) == ["numpy", "toy"]
+    assert float(rows["toy"][3]) == pytest.approx(difference, abs=1e-12)
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_missing_framework_is_listed_with_what_to_install(monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.endswith("drivers.torch")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main(SMALL) == 0
+    out = capsys.readouterr().out
+    assert list(cells(out)) == ["numpy"]
+    assert "Not measured: backend 'torch' cannot be imported" in out
+    assert 'pip install "nonlocal-core[torch]"' in " ".join(out.split())
+
+
+def test_a_picture_that_has_noise_is_taken_as_it_is(drawn, capsys):
+    noise = np.random.default_rng(0).normal(scale=25, size=(20, 30))
+    Image.fromarray(np.clip(128 + noise, 0, 255).astype("uint8")).save("noisy.png")
+    assert main(["demo", "noisy.png", "--noise", "0"]) == 0
+    out = capsys.readouterr().out
+    estimate = float(re.search(r"noise estimated at ([\d.]+)", out)[1])
+    assert estimate == pytest.approx(25 / 255, rel=0.15)
+    assert " dB" not in out
+    first, removed, denoised = (panel.image for panel in drawn["panels"])
+    assert [panel.title for panel in drawn["panels"]][::2] == ["photograph", "denoised"]
+    np.testing.assert_allclose(removed, first - denoised + 0.5)
+    assert denoised.std() < first.std() / 2
+
+
+def test_a_picture_without_any_noise_can_be_taken_as_it_is(drawn):
+    Image.new("L", (6, 5), 77).save("flat.png")
+    assert main(["demo", "flat.png", "--noise", "0"]) == 0
+    np.testing.assert_allclose(drawn["panels"][2].image, 77 / 255)
+
+
+@pytest.mark.usefixtures("drawn")
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_scikit_image_is_measured_on_the_same_picture(mode, capsys, monkeypatch):
+    monkeypatch.setattr(comparison, "_DISTANCES", (2, 3))
+    colours(mode=mode).save("file.png")
+    assert main(["demo", "file.png", "--backend", "torch", "--compare"]) == 0
+    out = capsys.readouterr().out
+    rows = cells(out)
+    assert list(rows)[0::2] == ["torch", "scikit-image 59 x 59"]
+    assert list(rows)[1] in {"scikit-image 5 x 5", "scikit-image 7 x 7"}
+    assert min(decibels(row[2]) for row in rows.values()) > 22
+    assert "for which one must have the clean picture" in " ".join(out.split())
+
+
+def test_the_matrix_of_weights_is_never_held():
+    image = np.random.default_rng(0).uniform(size=(48, 48, 1))
+    arrays = operands(image, strength=0.7)
+    tracemalloc.start()
+    measurement.measured([], arrays, whole=True, console=Console(file=io.StringIO()))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * (48 * 48) ** 2 / 5
+
+
+# Files
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "RGB", "RGBA", "P"])
+def test_a_png_of_any_kind_is_read(mode):
+    colours(mode=mode).save("file.png")
+    image = picture.read("file.png", 100)
+    channels = 1 if mode in {"L", "1", "LA"} else 3
+    assert image.shape == (20, 30, channels)
+    expected = np.asarray(colours(mode=mode).convert("L" if channels == 1 else "RGB")) / 255
+    np.testing.assert_allclose(image, expected.reshape(image.shape))
+
+
+def test_a_png_of_16_bits_is_read_in_full():
+    values = np.arange(600, dtype="uint16").reshape(20, 30) * 100
+    Image.fromarray(values).save("file.png")
+    np.testing.assert_allclose(picture.read("file.png", 100)[..., 0], values / 65535, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_jpeg_is_read(mode):
+    colours(mode=mode).save("file.jpg", quality=95)
+    image = picture.read("file.jpg", 100)
+    expected = np.asarray(colours(mode=mode).convert("L" if mode == "L" else "RGB")) / 255
+    np.testing.assert_allclose(image, expected.reshape(image.shape), atol=0.1)
+
+
+def test_a_photograph_is_turned_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    colours().save("file.jpg", exif=exif)
+    assert picture.read("file.jpg", 100).shape == (30, 20, 3)
+
+
+def test_what_is_transparent_is_white():
+    Image.new("RGBA", (4, 3), (0, 0, 0, 0)).save("file.png")
+    np.testing.assert_array_equal(picture.read("file.png", 100), np.ones((3, 4, 3)))
+
+
+@pytest.mark.parametrize(("size", "shape"), [(100, (20, 30)), (30, (20, 30)), (15, (10, 15)), (1, (1, 1))], ids=str)
+def test_a_file_is_made_to_fit_and_keeps_its_proportions(size, shape):
+    colours().save("file.png")
+    assert picture.read("file.png", size).shape == (*shape, 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 2), (9, 1)], ids=str)
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_tiny_picture_is_denoised_and_drawn(shape, mode):
+    colours(shape, mode).save("tiny.png")
+    assert main(["demo", "tiny.png", "--output", "out.png"]) == 0
+    with Image.open("out.png") as image:
+        image.load()
+        assert 300 < min(image.size) <= max(image.size) < 1500
+
+
+def test_the_largest_crop_is_the_whole_photograph():
+    assert picture.built_in(512).shape == (512, 512, 1)
+
+
+# What it refuses
+
+
+def write_text():
+    Path("text.png").write_text("a thousand words", encoding="utf-8")
+
+
+def write_gif():
+    colours(mode="P").save("moving.gif")
+
+
+def write_cut(name="cut.png", form="PNG", share=0.5):
+    """Write the first part of a picture."""
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, size=(60, 80, 3), dtype="uint8")
+    Image.fromarray(noise).save(buffer, form)
+    Path(name).write_bytes(buffer.getvalue()[: int(share * buffer.tell())])
+
+
+WRONG_FILES = {
+    "missing": (lambda: None, "none.png", "No such file or directory"),
+    "folder": (lambda: None, ".", "Is a directory"),
+    "text": (write_text, "text.png", "must be a PNG or JPEG file. Got 'text.png', which is neither"),
+    "gif": (write_gif, "moving.gif", "must be a PNG or JPEG file. Got 'moving.gif', which is neither"),
+    "cut": (write_cut, "cut.png", "that can be read. Got 'cut.png'"),
+}
+
+
+@pytest.mark.parametrize(("write", "name", "words"), WRONG_FILES.values(), ids=WRONG_FILES)
+def test_a_wrong_file_is_refused_in_one_line(write, name, words, capsys, folder):
+    write()
+    before = sorted(folder.iterdir())
+    assert main(["demo", name]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("nonlocal: error: argument FILE: ")
+    assert words in err
+    assert err.count("\n") == 1
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_a_picture_that_was_cut_off_is_refused(form, share):
+    write_cut("cut", form, share)
+    with pytest.raises(ValueError, match="must be a PNG or JPEG file"):
+        picture.read("cut", 100)
+
+
+WRONG_OPTIONS = {
+    "--size": [["0"], ["-3"], ["2.5"], ["many"], ["513"]],
+    "--noise": [["-0.1"], ["nan"], ["inf"], ["loud"]],
+    "--strength": [["0"], ["-1"], ["inf"], ["nan"]],
+    "--reach": [["0"], ["nan"], ["-2"]],
+    "--patch": [["4"], ["0"], ["-5"], ["3.0"]],
+    "--seed": [["-1"], ["x"]],
+    "--pixel": [["1"], ["24", "0"], ["0", "24"], ["-1", "0"], ["0", "x"]],
+    "--output": [["out.jpg"], ["."], ["folder.png"], ["none/out.png"], ["file/out.png"], ["x" * 300 + ".png"]],
+    "--backend": [["tourch"], ["no_such_package:Driver"], ["json:Driver"]],
+    "--compare": [["--noise", "0"]],
+    "--device": [["abacus"]],
+}
+
+
+@pytest.mark.parametrize(
+    ("option", "values"), [(option, values) for option, many in WRONG_OPTIONS.items() for values in many]
+)
+def test_a_wrong_option_is_refused_in_one_line_that_names_it(option, values, capsys, folder):
+    (folder / "folder.png").mkdir()
+    (folder / "file").touch()
+    before = sorted(folder.rglob("*"))
+    assert main([*SMALL, option, *values]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("nonlocal: error: ")
+    assert option in err
+    assert err.count("\n") == 1
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_device_that_a_named_backend_lacks_is_refused(capsys):
+    assert main([*SMALL, "--backend", "torch", "--device", "abacus"]) == 2
+    assert "argument --backend torch: `device` must" in capsys.readouterr().err
+
+
+def test_a_named_backend_whose_framework_is_missing_is_refused(monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.endswith("drivers.torch")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main([*SMALL, "--backend", "torch"]) == 2
+    assert 'pip install "nonlocal-core[torch]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["matplotlib", "PIL", "rich", "skimage"])
+def test_a_missing_extra_is_refused_with_what_to_install(module, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main(SMALL) == 2
+    err = capsys.readouterr().err
+    assert f'needs {module!r}: pip install "nonlocal-core[demo]"' in err
+    assert err.count("\n") == 1
+
+
+def fail(*_):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_full_disk_is_an_error_and_leaves_the_old_picture(monkeypatch, capsys, folder):
+    (folder / "demo.png").write_bytes(b"old")
+    monkeypatch.setattr("pathlib.Path.replace", fail)
+    assert main([*SMALL, "--backend", "torch"]) == 2
+    assert "argument --output: cannot write 'demo.png': No space left" in capsys.readouterr().err
+    assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [("demo.png", b"old")]
+
+
+@pytest.mark.usefixtures("drawn")
+def test_an_old_picture_is_replaced(folder):
+    (folder / "demo.png").write_bytes(b"old")
+    assert main([*SMALL, "--backend", "torch"]) == 0
+    assert (folder / "demo.png").read_bytes() == b"drawn"

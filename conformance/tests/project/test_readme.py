@@ -1,0 +1,92 @@
+"""The README: its code runs and prints what it says, its commands, links and options exist."""
+
+import contextlib
+import dataclasses
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+from nonlocal_core import NonLocalSpec
+
+ROOT = Path(__file__).parents[3]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+PAGES = ["README.md", "CONTRIBUTING.md"]
+
+
+def blocks(text):
+    """Return the Python blocks of a Markdown text, each at the line on which it stands there."""
+    found = re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return ["\n" * text.count("\n", 0, match.start(1)) + match[1] for match in found]
+
+
+def promised(code):
+    """Return what the comments behind the calls of print promise."""
+    return re.findall(r"^ *print\(.*\)  # (.+)$", code, re.MULTILINE)
+
+
+def printed(code):
+    """Run the code and return the lines that it prints."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})  # noqa: S102 - the reader's own steps
+    return output.getvalue().splitlines()
+
+
+def anchors(page):
+    """Return the anchors of the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def first_import(code):
+    """Return the first line of a block, as its name."""
+    return code.lstrip().splitlines()[0]
+
+
+@pytest.mark.parametrize("code", blocks(README), ids=first_import)
+def test_the_code_runs_and_prints_what_it_says(code):
+    assert printed(code) == promised(code)
+
+
+def test_the_look_at_the_code_finds_a_wrong_promise():
+    (code,) = blocks("```python\nprint(1 + 1)  # 3\n```\n")
+    assert (printed(code), promised(code)) == (["2"], ["3"])
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_there_is_an_example_for_each_backend(library):
+    assert any(re.search(rf"^import {library}\b", code, re.MULTILINE) for code in blocks(README))
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([a-z]+)\b", README))))
+def test_the_commands_are_targets_of_the_makefile(target):
+    assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("page", "link"),
+    [
+        pytest.param(page, link, id=f"{page}-{link}")
+        for page in PAGES
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    ],
+)
+def test_a_link_leads_to_a_file_and_a_heading_that_exist(page, link):
+    target, _, anchor = link.partition("#")
+    target = target or page
+    assert (ROOT / target).is_file()
+    assert not anchor or anchor in anchors(target)
+
+
+def test_the_table_lists_every_option_with_its_default():
+    rows = re.findall(r"^\| `(\w+)` \|(.*?)\|", README, re.MULTILINE)
+    listed = {name: default.strip("` ").replace('"', "'") for name, default in rows}
+    absent = dataclasses.MISSING
+    options = {
+        field.name: "" if field.default is absent else repr(field.default)
+        for field in dataclasses.fields(NonLocalSpec)
+    }
+    assert listed == options

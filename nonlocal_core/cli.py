@@ -1,0 +1,132 @@
+"""The command line program `nonlocal`; its commands are the entry points of "nonlocal_core.commands"."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, NoReturn
+
+from nonlocal_core import __version__
+
+__all__ = ["GROUP", "UsageError", "main", "need", "option"]
+
+GROUP = "nonlocal_core.commands"
+"""The entry-point group; an entry names a function `add_parser(subparsers)`.
+
+It adds its parser and calls `parser.set_defaults(run=...)` with a function from the parsed arguments to the
+exit status. It is called whichever command is run, so its module must be light to import.
+"""
+
+_USAGE = 2
+_INTERRUPTED = 130
+
+
+class UsageError(Exception):
+    """What the user can put right; shown as one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes options by their full names alone and leaves the report of errors to `main`."""
+
+    def __init__(self, **options: Any) -> None:
+        """Take the options of `argparse.ArgumentParser`."""
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the error of a wrong command line."""
+        text = f"{message} (`{self.prog} --help` shows what there is)"
+        raise UsageError(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program.
+
+    Args:
+        argv: the arguments; None: those of the process.
+
+    Returns:
+        The exit status: 2 for an error of the user, which is one line on the standard error stream.
+
+    Raises:
+        SystemExit: with status 0 after `--help` and `--version`.
+    """
+    parser = Parser(prog="nonlocal", description="The non-local block: one specification, several frameworks.")
+    parser.add_argument("--version", action="version", version=f"nonlocal {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, entry in sorted({entry.name: entry for entry in entry_points(group=GROUP)}.items()):
+        _add(name, entry, subparsers)
+    try:
+        args = parser.parse_args(argv)
+        return int(args.run(args))
+    except UsageError as error:
+        sys.stderr.write(f"nonlocal: error: {error}\n")
+        return _USAGE
+    except KeyboardInterrupt:
+        sys.stderr.write("nonlocal: interrupted\n")
+        return _INTERRUPTED
+
+
+def need(extra: str, *modules: str) -> None:
+    """Check that the modules that a command imports are there.
+
+    Args:
+        extra: the extra of this distribution that installs them.
+        *modules: their import names.
+
+    Raises:
+        UsageError: if one cannot be imported; it says what to install.
+
+    Example:
+        >>> need("demo", "json")
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            message = f'this command needs {module!r}: pip install "nonlocal-core[{extra}]" ({error})'
+            raise UsageError(message) from error
+
+
+def option(convert: Callable[[str], Any], holds: Callable[[Any], bool], rule: str) -> Callable[[str], Any]:
+    """Return what `type=` of an option takes: a conversion and a condition.
+
+    Args:
+        convert: makes the value; it raises a ValueError for text that is none.
+        holds: whether the value can serve.
+        rule: what must hold, in words.
+
+    Returns:
+        A function from the text of the option to its value.
+
+    Example:
+        >>> option(int, lambda value: value > 0, "be a positive int")("3")
+        3
+    """
+
+    def parse(text: str) -> Any:
+        try:
+            value = convert(text)
+            if holds(value):
+                return value
+        except ValueError:
+            pass
+        message = f"must {rule}. Got {text!r}."
+        raise argparse.ArgumentTypeError(message)
+
+    return parse
+
+
+def _add(name: str, entry: EntryPoint, subparsers: Any) -> None:
+    """Add one command; one that cannot be loaded says so when it is run, and spoils no other."""
+    try:
+        entry.load()(subparsers)
+    except (ImportError, AttributeError) as error:
+        reason = f"the command {name!r} cannot be loaded: {error}"
+
+        def run(_: argparse.Namespace) -> int:
+            raise UsageError(reason)
+
+        subparsers.add_parser(name, help=f"({reason})", description=reason).set_defaults(run=run)
