@@ -4,6 +4,7 @@ from nonlocal_core.gradients import nonlocal_block_vjp, nonlocal_op_vjp
 from nonlocal_core.parameters import init_params, param_shapes
 from nonlocal_core.reference import attention, nonlocal_block, nonlocal_op, updated_statistics
 from nonlocal_core.spec import NonLocalSpec
+from nonlocal_core.weights import load_params, save_params
 
 __version__ = "0.1.0"
 
@@ -11,10 +12,12 @@ __all__ = [
     "NonLocalSpec",
     "attention",
     "init_params",
+    "load_params",
     "nonlocal_block",
     "nonlocal_block_vjp",
     "nonlocal_op",
     "nonlocal_op_vjp",
     "param_shapes",
+    "save_params",
     "updated_statistics",
 ]

@@ -165,22 +165,28 @@ def backends_of(names: Sequence[str] | None, device: str) -> tuple[bool, list[An
     """Return whether the whole reference is asked for, the drivers of the frameworks, and what is missing."""
     if names is None:
         drivers, missing = backends.available(device)
-        frameworks = [driver for driver in drivers if driver.name != REFERENCE]
         missing.pop(REFERENCE, None)
+        frameworks = [driver for driver in drivers if driver.name != REFERENCE and "op" in driver.capabilities]
         if device != "cpu" and not frameworks:
             reasons = " ".join(missing.values())
             message = f"argument --device: no installed framework computes on {device!r}. {reasons}"
             raise UsageError(message)
         return True, frameworks, missing
-    frameworks = []
-    for name in dict.fromkeys(names):
-        try:
-            if name != REFERENCE:
-                frameworks.append(backends.load(name, device))
-        except (ImportError, ValueError) as error:
-            message = f"argument --backend {name}: {error}"
-            raise UsageError(message) from error
-    return REFERENCE in names, frameworks, {}
+    named = [framework_of(name, device) for name in dict.fromkeys(names) if name != REFERENCE]
+    return REFERENCE in names, named, {}
+
+
+def framework_of(name: str, device: str) -> Any:
+    """Return the driver of a framework that is asked for by its name."""
+    try:
+        driver = backends.load(name, device)
+    except (ImportError, ValueError) as error:
+        message = f"argument --backend {name}: {error}"
+        raise UsageError(message) from error
+    if "op" not in driver.capabilities:
+        message = f"argument --backend {name}: has the block alone, without its operation."
+        raise UsageError(message)
+    return driver
 
 
 def introduction(args: argparse.Namespace, clean: Array, noisy: Array, noise: float, strength: float) -> str:

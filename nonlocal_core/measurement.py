@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,10 @@ SAMPLE = 1000
 """The number of pixels at which the reference computes when its own picture is not asked for."""
 
 _STEPS = 100
-"""The number of parts in which the reference computes, for its progress bar."""
+"""The number of blocks of queries in which the reference computes, for its progress bar."""
+
+_BLOCK = 2**26
+"""The largest number of weights that a framework meets at once: it may hold them as a matrix."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,36 +70,37 @@ def measured(frameworks: Sequence[Any], operands: Operands, *, whole: bool, cons
 
 def run_reference(driver: Any, operands: Operands, pixels: Array, console: Any) -> tuple[Array, Row]:
     """Return the reference at some pixels `(len(pixels), C)`, and its row without the PSNR."""
-    from rich.progress import Progress
-
-    theta, phi, g = operands
-    parts = np.array_split(pixels, min(_STEPS, len(pixels)))
-    with Progress(console=console, transient=True) as progress:
-        title = f"reference ({driver.name}), {len(pixels):,} pixels"
-
-        def call() -> Array:
-            chunks = [driver.op(theta[:, part], phi, g) for part in progress.track(parts, description=title)]
-            y: Array = np.concatenate(chunks, axis=1)[0]
-            return y
-
-        start = time.perf_counter()
-        y, memory = driver.peak_memory(call)
-        seconds = time.perf_counter() - start
-    return y, Row(driver.name, driver.device, seconds, memory=memory)
+    blocks = np.array_split(pixels, min(_STEPS, len(pixels)))
+    title = f"{driver.name} (the reference), {len(pixels):,} pixels"
+    start = time.perf_counter()
+    y, memory = driver.peak_memory(lambda: _in_blocks(driver, operands, blocks, title, console))
+    return y, Row(driver.name, driver.device, time.perf_counter() - start, memory=memory)
 
 
 def run_framework(driver: Any, operands: Operands, reference: Array, pixels: Array, console: Any) -> tuple[Array, Row]:
     """Return a framework's result at every pixel `(H W, C)`, and its row without the PSNR."""
     dtype = "float32" if "float32" in driver.dtypes else driver.dtypes[0]
-    theta, phi, g = (np.ascontiguousarray(array, dtype=dtype) for array in operands)
-    with console.status(f"{driver.name} {driver.version} on {driver.device}"):
-        _, memory = driver.peak_memory(lambda: driver.op(theta, phi, g))
-        start = time.perf_counter()
-        y = driver.op(theta, phi, g)
-        seconds = time.perf_counter() - start
-    y = y[0].astype(np.float64)
+    narrow = tuple(array.astype(dtype) for array in operands)
+    count = narrow[0].shape[1]
+    blocks = np.array_split(np.arange(count), math.ceil(count / max(1, _BLOCK // count)))
+    call = partial(_in_blocks, driver, narrow, blocks, f"{driver.name} {driver.version}", console)
+    _, memory = driver.peak_memory(call) if "peak_memory" in driver.capabilities else (call(), None)
+    start = time.perf_counter()
+    y = call()
+    seconds = time.perf_counter() - start
     difference = float(np.abs(y[pixels] - reference).max())
     return y, Row(driver.name, driver.device, seconds, difference=difference, memory=memory)
+
+
+def _in_blocks(driver: Any, operands: Any, blocks: Sequence[Array], title: str, console: Any) -> Array:
+    """Return the result for blocks of queries, which are independent, in float64."""
+    from rich.progress import track
+
+    theta, phi, g = operands
+    progress = track(blocks, description=title, console=console, transient=True)
+    results = [driver.op(theta[:, block], phi, g) for block in progress]
+    y: Array = np.concatenate(results, axis=1)[0].astype(np.float64)
+    return y
 
 
 def table_of(rows: Sequence[Row]) -> Any:

@@ -12,6 +12,7 @@ CAPABILITIES = {
     "attention": "rows of the weights",
     "export": "parameters out and in under their canonical names",
     "initial": "the parameters of a new block",
+    "train": "plain SGD in the framework's own way",
     "steps": "one block called several times, on several sizes",
     "compiled": "compilation by the framework",
     "mixed": "mixed precision: bfloat16 and float16 operands, float32 parameters",
@@ -24,6 +25,8 @@ CAPABILITIES = {
 
 BACKENDS = {
     "numpy": frozenset(CAPABILITIES) - {"hvp", "compiled", "mixed", "layouts"},
+    "tensorflow": frozenset(CAPABILITIES) - {"layouts", "peak_memory"},
     "torch": frozenset(CAPABILITIES),
+    "jax": frozenset(CAPABILITIES) - {"layouts", "peak_memory"},
 }
 """The capabilities of each backend of this project."""

@@ -19,6 +19,7 @@ from nonlocal_core import backends
 
 __all__ = ["read_expected"]
 
+_CELL = "conformance cell"
 _DRIVERS = pytest.StashKey[tuple[list[Any], dict[str, str]]]()
 
 
@@ -85,12 +86,34 @@ def _parameters(config: pytest.Config) -> Iterator[Any]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call() -> Iterator[None]:
-    """Report what an implementation cannot express as skipped, with its reason."""
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Note what ran for the table, and report what an implementation cannot express as skipped."""
+    bound = getattr(item, "funcargs", {}).get("bound_check")
+    if bound is not None:
+        item.user_properties.append((_CELL, (bound.check.name, bound.driver.name)))
     try:
         return (yield)
     except Unsupported as answer:
         pytest.skip(str(answer))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print one table, check by backend, of how many cases passed."""
+    cells: dict[tuple[str, str], list[bool]] = {}
+    for outcome in ("passed", "failed", "xfailed", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, cell in getattr(report, "user_properties", []):
+                if name == _CELL:
+                    cells.setdefault(tuple(cell), []).append(outcome == "passed")
+    if not cells:
+        return
+    names = sorted({driver for _, driver in cells})
+    terminalreporter.section("non-local conformance: cases that passed")
+    terminalreporter.line("".join([f"{'check':24}", *(f"{name:>14}" for name in names)]))
+    for check in sorted({check for check, _ in cells}):
+        counts = [cells.get((check, name)) for name in names]
+        shown = ["-" if c is None else f"{sum(c)}" if all(c) else f"{sum(c)} of {len(c)}" for c in counts]
+        terminalreporter.line("".join([f"{check:24}", *(f"{text:>14}" for text in shown)]))
 
 
 def read_expected(path: Path) -> dict[str, str]:

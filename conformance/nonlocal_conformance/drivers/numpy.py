@@ -28,14 +28,13 @@ class NumpyDriver:
     dtypes = ("float64", "float32")
     methods = METHODS
     capabilities = BACKENDS["numpy"]
-    unbiased = False
 
-    def __init__(self, device: str = "cpu") -> None:
-        """Take the device, which can only be the CPU."""
+    def __init__(self, device: str = "cpu", *, unbiased: bool = False) -> None:
+        """Take the device, which can only be the CPU, and the kind of variance that is kept running."""
         if device != "cpu":
             message = f"`device` must be 'cpu' for the backend 'numpy'. Got {device!r}."
             raise ValueError(message)
-        self.device = device
+        self.device, self.unbiased = device, unbiased
 
     def block(
         self,
@@ -81,6 +80,28 @@ class NumpyDriver:
         """Return the gradients of the input and of the parameters."""
         check_method(method)
         return nlc.nonlocal_block_vjp(x, params, spec, dz, key_mask, training)
+
+    def train(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        target: Array,
+        key_mask: Array | None = None,
+        *,
+        steps: int,
+        rate: float,
+    ) -> tuple[list[float], Params]:
+        """Return the losses, mean squares of z - target, and the parameters of plain SGD in training mode."""
+        losses = []
+        for _ in range(steps):
+            z, statistics = self.block(spec, params, x, key_mask, training=True)
+            losses.append(float(np.mean((z - target) ** 2)))
+            dz = (2 / z.size) * (z - target)
+            _, gradients = self.vjp(spec, params, x, dz, key_mask, training=True)
+            params = {name: a - rate * gradients[name] if name in gradients else a for name, a in params.items()}
+            params |= statistics
+        return losses, params
 
     def op(self, theta: Array, phi: Array, g: Array, **options: Any) -> Array:
         """Return the operation alone."""

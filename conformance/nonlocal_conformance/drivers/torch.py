@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from nonlocal_conformance.capabilities import BACKENDS
 from nonlocal_conformance.memory import peak_resident
@@ -108,6 +109,28 @@ class TorchDriver:
         product = torch.stack([(d * v).sum() for d, v in zip(first, directions, strict=True)]).sum()
         second = torch.autograd.grad(product, every, allow_unused=True, materialize_grads=True)
         return _output(second[0]), {name: _numpy(d) for name, d in zip(names, second[1:], strict=True)}
+
+    def train(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        target: Array,
+        key_mask: Array | None = None,
+        *,
+        steps: int,
+        rate: float,
+    ) -> tuple[list[float], Params]:
+        """Return the losses, mean squares of z - target, and the parameters of plain SGD in training mode."""
+        block = self._block(spec, params, x.dtype, training=True)
+        optimizer, losses = torch.optim.SGD(block.parameters(), lr=rate), []
+        for _ in range(steps):
+            loss = functional.mse_loss(block(self._input(x), self._mask(key_mask)), self._input(target))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses, block.export_params()
 
     def op(self, theta: Array, phi: Array, g: Array, **options: Any) -> Array:
         """Return the operation alone."""

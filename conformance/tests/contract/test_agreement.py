@@ -1,0 +1,57 @@
+"""All installed backends together: weights travel between them, and random cases find them agreed."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+import nonlocal_core as nlc
+from nonlocal_conformance import CASES
+from nonlocal_conformance.checks import derivatives, values
+from nonlocal_conformance.registry import bind
+from nonlocal_conformance.strategies import cases
+from nonlocal_core import backends
+
+DRIVERS = backends.available()[0]
+PAIRS = [pytest.param(*pair, id=f"{pair[0].name} to {pair[1].name}") for pair in itertools.permutations(DRIVERS, 2)]
+TRAVELLED = ("gaussian_batch_norm", "embedded_gaussian_groups", "concat_bias", "affine", "some_bias")
+
+
+def in_memory(params, spec, _):
+    return params, spec
+
+
+def through_a_file(params, spec, folder):
+    nlc.save_params(folder / "block.safetensors", params, spec)
+    return nlc.load_params(folder / "block.safetensors")
+
+
+@pytest.mark.parametrize("carry", [in_memory, through_a_file])
+@pytest.mark.parametrize("name", TRAVELLED)
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_weights_give_the_same_output_in_the_backend_that_they_travel_to(source, target, name, carry, tmp_path):
+    case = CASES[name]
+    data = case.data("float32")
+    params, spec = carry(source.export(case.spec, data.params), case.spec, tmp_path)
+    there, _ = target.block(spec, params, data.x)
+    values.assert_output("z of travelled weights", there, case, data, "float32")
+    here, _ = source.block(case.spec, data.params, data.x)
+    np.testing.assert_allclose(there, here, rtol=0, atol=64 * np.finfo("float32").eps * np.abs(here).max())
+
+
+@pytest.mark.parametrize("driver", DRIVERS, ids=lambda driver: driver.name)
+@given(case=cases())
+def test_a_random_block_computes_what_the_reference_computes(driver, case):
+    dtype = driver.dtypes[0]
+    values.forward(driver, case, dtype)
+    derivatives.gradients(driver, case, dtype)
+
+
+@pytest.mark.parametrize("driver", DRIVERS, ids=lambda driver: driver.name)
+def test_every_declared_capability_is_exercised(driver):
+    bound = bind(driver)
+    exercised = {need for one in bound for need in one.check.needs}
+    exercised |= {"functions" for one in bound if not one.case.is_differentiable}
+    assert driver.capabilities <= exercised
+    assert {one.dtype for one in bound} == set(driver.dtypes)
