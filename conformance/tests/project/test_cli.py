@@ -64,7 +64,7 @@ def test_help_lists_the_commands(capsys):
     assert {"demo", "conformance"} <= set(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("statement", ["from nonlocal_core import cli", "from nonlocal_core import demo"])
+@pytest.mark.parametrize("statement", ["from nonlocal_core import cli", "from nonlocal_core.demo import command"])
 def test_the_program_starts_without_its_extras(statement):
     assert light(statement) == []
 

@@ -61,9 +61,7 @@ def loaded(statement, path=()):
     """Return which frameworks and adapters a fresh interpreter has loaded after `statement`."""
     code = f"import sys; {statement}; print(*sorted({FOREIGN!r} & sys.modules.keys()))"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     return done.stdout.split()
 
 

@@ -22,9 +22,7 @@ UV = [sys.executable, "-m", "uv"]
 def run(*command, cwd):
     """Run a command away from the checkout; return what it did, as text."""
     apart = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV"}}
-    return subprocess.run(
-        list(map(str, command)), cwd=cwd, env=apart, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(list(map(str, command)), cwd=cwd, env=apart, capture_output=True, text=True, check=False)
 
 
 def succeed(*command, cwd):

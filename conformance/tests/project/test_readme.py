@@ -86,7 +86,6 @@ def test_the_table_lists_every_option_with_its_default():
     listed = {name: default.strip("` ").replace('"', "'") for name, default in rows}
     absent = dataclasses.MISSING
     options = {
-        field.name: "" if field.default is absent else repr(field.default)
-        for field in dataclasses.fields(NonLocalSpec)
+        field.name: "" if field.default is absent else repr(field.default) for field in dataclasses.fields(NonLocalSpec)
     }
     assert listed == options

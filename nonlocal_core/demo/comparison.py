@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from nonlocal_core.denoise import psnr
-from nonlocal_core.measurement import Row
+from nonlocal_core.demo.denoise import psnr
+from nonlocal_core.demo.measurement import Row
 
 __all__ = ["NOTE", "best_window", "whole_picture"]
 

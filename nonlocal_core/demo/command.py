@@ -15,16 +15,18 @@ import numpy as np
 
 from nonlocal_core import backends
 from nonlocal_core.cli import UsageError, need, option
-from nonlocal_core.comparison import NOTE as COMPARISON_NOTE
-from nonlocal_core.comparison import best_window, whole_picture
-from nonlocal_core.denoise import default_strength, estimate_noise, operands, pixel_weights, psnr
+from nonlocal_core.demo.comparison import NOTE as COMPARISON_NOTE
+from nonlocal_core.demo.comparison import best_window, whole_picture
+from nonlocal_core.demo.denoise import default_strength, estimate_noise, operands, pixel_weights, psnr
+from nonlocal_core.demo.measurement import NOTE, REFERENCE, SAMPLE, Row, measured, table_of
+from nonlocal_core.demo.picture import Panel, built_in, draw, read, strong_edge
 from nonlocal_core.files import replace_file
-from nonlocal_core.measurement import NOTE, REFERENCE, SAMPLE, Row, measured, table_of
-from nonlocal_core.picture import Panel, built_in, draw, read, strong_edge
 
 __all__ = ["add_parser"]
 
 Array = np.ndarray[Any, Any]
+
+_BLOCK_ALONE = "has the block alone, without its operation."
 
 _QUANTUM = 1 / 255
 """The step of a photograph's values: no noise is taken to be below it."""
@@ -167,6 +169,8 @@ def backends_of(names: Sequence[str] | None, device: str) -> tuple[bool, list[An
         drivers, missing = backends.available(device)
         missing.pop(REFERENCE, None)
         frameworks = [driver for driver in drivers if driver.name != REFERENCE and "op" in driver.capabilities]
+        lacking = [driver.name for driver in drivers if "op" not in driver.capabilities]
+        missing |= {name: f"backend {name!r} {_BLOCK_ALONE}" for name in lacking}
         if device != "cpu" and not frameworks:
             reasons = " ".join(missing.values())
             message = f"argument --device: no installed framework computes on {device!r}. {reasons}"
@@ -184,7 +188,7 @@ def framework_of(name: str, device: str) -> Any:
         message = f"argument --backend {name}: {error}"
         raise UsageError(message) from error
     if "op" not in driver.capabilities:
-        message = f"argument --backend {name}: has the block alone, without its operation."
+        message = f"argument --backend {name}: {_BLOCK_ALONE}"
         raise UsageError(message)
     return driver
 
