@@ -7,9 +7,10 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from nonlocal_core.errors import check_choice, fail_type, fail_value
+from nonlocal_core.errors import check_boolean, check_choice, check_floating, check_sizes, fail_type, fail_value
+from nonlocal_core.options import check_pairwise, normal_scale
 from nonlocal_core.parameters import param_shapes
-from nonlocal_core.spec import NonLocalSpec, check_boolean, check_floating, check_pairwise, check_sizes, normal_scale
+from nonlocal_core.spec import NonLocalSpec
 
 __all__ = ["METHODS", "OpOptions", "check_method", "check_op", "check_params", "check_positions", "dtype_name"]
 

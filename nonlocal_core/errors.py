@@ -1,14 +1,28 @@
-"""The words of every error: the argument in backticks, what must hold, then what was given."""
+"""Checks of single arguments, and the words of every error: the argument, what must hold, what was given."""
 
 from __future__ import annotations
 
 import math
 import numbers
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
-__all__ = ["check_bool", "check_choice", "check_finite", "check_int", "fail_type", "fail_value"]
+__all__ = [
+    "Size",
+    "check_bool",
+    "check_boolean",
+    "check_choice",
+    "check_finite",
+    "check_floating",
+    "check_int",
+    "check_sizes",
+    "fail_type",
+    "fail_value",
+]
+
+Size = int | None
+"""A size of an axis; None where it is unknown or symbolic."""
 
 
 def fail_value(name: str, rule: str, got: object) -> ValueError:
@@ -62,6 +76,29 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> Any:
         if choice == value:
             return choice
     raise fail_value(name, f"be one of {_listed(choices)}", repr(value))
+
+
+def check_floating(name: str, dtype: str) -> None:
+    """Check the name of a dtype that must be real floating point."""
+    if not dtype.startswith(("float", "bfloat")):
+        message = f"`{name}` must have a floating-point dtype. Got {dtype}."
+        raise TypeError(message)
+
+
+def check_boolean(name: str, dtype: str) -> None:
+    """Check the name of a dtype that must be bool."""
+    if dtype != "bool":
+        message = f"`{name}` must be boolean. Got {dtype}."
+        raise TypeError(message)
+
+
+def check_sizes(name: str, shape: Sequence[Size], expected: Sequence[Size]) -> None:
+    """Check a shape against the expected one; a size of None fits any."""
+    fits = len(shape) == len(expected) and all(
+        got is None or want is None or got == want for got, want in zip(shape, expected, strict=True)
+    )
+    if not fits:
+        raise fail_value(name, f"have shape {tuple(expected)}", f"shape {tuple(shape)}")
 
 
 def _listed(choices: Collection[Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from nonlocal_core.checks import OpOptions
-from nonlocal_core.errors import fail_type, fail_value
+from nonlocal_core.errors import check_sizes, fail_type, fail_value
 from nonlocal_core.parameters import STATISTICS
 from nonlocal_core.reference import (
     Array,
@@ -34,7 +34,7 @@ from nonlocal_core.reference import (
     windows_of,
 )
 from nonlocal_core.sets import Sets
-from nonlocal_core.spec import NonLocalSpec, check_sizes
+from nonlocal_core.spec import NonLocalSpec
 
 __all__ = ["nonlocal_block_vjp", "nonlocal_op_vjp"]
 

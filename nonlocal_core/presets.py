@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from nonlocal_core.errors import check_int, fail_type, fail_value
-from nonlocal_core.spec import PAIRWISE, SpecOptions
+from nonlocal_core.options import PAIRWISE, SpecOptions
 
 __all__ = ["PRESETS", "Preset", "preset_options"]
 

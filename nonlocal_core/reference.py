@@ -14,9 +14,10 @@ from typing import Any, Unpack
 from array_api_compat import array_namespace, device, is_array_api_obj
 
 from nonlocal_core.checks import OpOptions, check_op, check_params, check_positions, dtype_name
-from nonlocal_core.errors import fail_type
+from nonlocal_core.errors import Size, fail_type
+from nonlocal_core.options import is_softmax
 from nonlocal_core.sets import Sets
-from nonlocal_core.spec import NonLocalSpec, Size, is_softmax
+from nonlocal_core.spec import NonLocalSpec
 
 __all__ = ["attention", "nonlocal_block", "nonlocal_op", "updated_statistics"]
 

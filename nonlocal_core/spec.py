@@ -5,69 +5,36 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, TypedDict
+from typing import Any
 
-from nonlocal_core.errors import check_bool, check_choice, check_finite, check_int, fail_type, fail_value
+from nonlocal_core.errors import (
+    Size,
+    check_bool,
+    check_boolean,
+    check_choice,
+    check_finite,
+    check_floating,
+    check_int,
+    check_sizes,
+    fail_value,
+)
+from nonlocal_core.options import (
+    SPACES,
+    VIDEO,
+    check_pairwise,
+    default_inner,
+    is_softmax,
+    normal_axes,
+    normal_bias,
+    normal_scale,
+    normal_subsample,
+)
+from nonlocal_core.presets import preset_options
 from nonlocal_core.sets import Sets
 
-__all__ = ["PAIRWISE", "NonLocalSpec", "Size", "SpecOptions", "check_pairwise", "check_sizes"]
-
-PAIRWISE = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
-
-_SOFTMAX = {"gaussian": True, "embedded_gaussian": True, "dot_product": False, "concatenation": False}
-_SPACES = {"all": None, "space": (1, 2), "time": (0,)}
-_VIDEO = 3
-
-Size = int | None
-
-
-class Bias(Mapping[str, bool]):
-    """An immutable, hashable mapping from the name of a layer to whether it has a bias."""
-
-    def __init__(self, items: Mapping[str, bool]) -> None:
-        """Keep a copy of `items`."""
-        self._items = dict(items)
-
-    def __getitem__(self, layer: str) -> bool:
-        """Return whether `layer` has a bias."""
-        return self._items[layer]
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the layers, in the order of the computation."""
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        """Return the number of layers."""
-        return len(self._items)
-
-    def __hash__(self) -> int:
-        """Return a hash of the items."""
-        return hash(tuple(self._items.items()))
-
-    def __repr__(self) -> str:
-        """Show it as the dict that makes it."""
-        return repr(self._items)
-
-
-class SpecOptions(TypedDict, total=False):
-    """The options of `NonLocalSpec` beside `channels`, for the signatures of the adapters."""
-
-    inner_channels: int | None
-    pairwise: str | Callable[[Any, Any], Any]
-    normalize: Literal["softmax", "count"] | None
-    scale: float | Literal["inner", "input"] | None
-    subsample: int | Sequence[int] | None
-    subsample_at: Literal["projection", "input"]
-    axes: Literal["all", "space", "time"] | Sequence[int]
-    group_size: int | None
-    bias: bool | Mapping[str, bool]
-    norm: Literal["batch", "affine"] | None
-    norm_epsilon: float
-    norm_momentum: float
-    residual: bool
-    zero_init: bool
+__all__ = ["NonLocalSpec"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,19 +102,19 @@ class NonLocalSpec:
         """Validate every option and bring it to one form."""
         put = partial(object.__setattr__, self)
         put("channels", check_int("channels", self.channels))
-        inner = _default_inner(self.channels) if self.inner_channels is None else self.inner_channels
+        inner = default_inner(self.channels) if self.inner_channels is None else self.inner_channels
         put("inner_channels", check_int("inner_channels", inner))
         pairwise, normalize = check_pairwise(self.pairwise, self.normalize)
         put("pairwise", pairwise)
         put("normalize", normalize)
         put("scale", normal_scale(self.scale))
-        put("subsample", _normal_subsample(self.subsample))
+        put("subsample", normal_subsample(self.subsample))
         put("subsample_at", check_choice("subsample_at", self.subsample_at, ("projection", "input")))
-        put("axes", _normal_axes(self.axes))
+        put("axes", normal_axes(self.axes))
         if self.group_size is not None:
             put("group_size", check_int("group_size", self.group_size, "be a positive int or None"))
         self._check_axes()
-        put("bias", _normal_bias(self.bias, self.layers))
+        put("bias", normal_bias(self.bias, self.layers))
         put("norm", check_choice("norm", self.norm, (None, "batch", "affine")))
         put("norm_epsilon", check_finite("norm_epsilon", self.norm_epsilon, "be a positive, finite float"))
         if self.norm_epsilon <= 0:
@@ -165,10 +132,10 @@ class NonLocalSpec:
         window = self.subsample if isinstance(self.subsample, tuple) else None
         if window is None:
             return
-        needed = _VIDEO if self.group_size is not None or self.axes in {"space", "time"} else None
+        needed = VIDEO if self.group_size is not None or self.axes in {"space", "time"} else None
         if needed and len(window) != needed:
             raise fail_value("subsample", "have one entry for each of the 3 axes of a video", window)
-        inner = _SPACES[self.axes] if isinstance(self.axes, str) else self.axes
+        inner = SPACES[self.axes] if isinstance(self.axes, str) else self.axes
         if inner is None:
             return
         if max(inner) >= len(window):
@@ -212,7 +179,7 @@ class NonLocalSpec:
         """The number of spatial axes that the options require (None: 1, 2 or 3)."""
         if isinstance(self.subsample, tuple):
             return len(self.subsample)
-        return _VIDEO if self.group_size is not None or self.axes in {"space", "time"} else None
+        return VIDEO if self.group_size is not None or self.axes in {"space", "time"} else None
 
     def sets(self, spatial: Sequence[int]) -> Sets:
         """Return how the positions of a grid divide into sets, and how the keys of a set are pooled.
@@ -224,7 +191,7 @@ class NonLocalSpec:
             The sets, as sizes and axes alone.
         """
         axes = range(len(spatial))
-        named = _SPACES[self.axes] if isinstance(self.axes, str) else self.axes
+        named = SPACES[self.axes] if isinstance(self.axes, str) else self.axes
         inner = tuple(axes) if named is None else named
         window = (self.subsample,) * len(spatial) if isinstance(self.subsample, int) else self.subsample
         chosen = None if window is None else tuple(window[axis] for axis in inner)
@@ -278,7 +245,7 @@ class NonLocalSpec:
         """Check the rank, the channels and what groups and windows need of the spatial sizes."""
         rank = len(shape) - 2
         got = f"{rank} spatial axes"
-        if not 1 <= rank <= _VIDEO:
+        if not 1 <= rank <= VIDEO:
             raise fail_value("x", "have 1, 2 or 3 spatial axes beside batch and channels", got)
         if self.rank not in {None, rank}:
             raise fail_value("x", f"have {self.rank} spatial axes, as the options require", got)
@@ -302,7 +269,7 @@ class NonLocalSpec:
         if window is None:
             return
         sizes = spatial if self.group_size is None else (self.group_size, *spatial[1:])
-        inner = _SPACES[self.axes] if isinstance(self.axes, str) else self.axes
+        inner = SPACES[self.axes] if isinstance(self.axes, str) else self.axes
         for axis, (size, length) in enumerate(zip(sizes, window, strict=True)):
             if (inner is None or axis in inner) and size is not None and size < length:
                 rule = f"leave at least one window on spatial axis {axis}"
@@ -316,7 +283,7 @@ class NonLocalSpec:
         An `inner_channels` that is half of `channels` follows a change of `channels`, and the biases of
         layers that a new `pairwise` lacks are dropped, unless the option itself is among the changes.
         """
-        if "channels" in changes and self.inner_channels == _default_inner(self.channels):
+        if "channels" in changes and self.inner_channels == default_inner(self.channels):
             changes = {"inner_channels": None, **changes}
         if "pairwise" in changes:
             changes = {"bias": self._bias_for(changes["pairwise"]), **changes}
@@ -328,8 +295,8 @@ class NonLocalSpec:
         `NonLocalSpec(channels=spec.channels, **spec.changed_options())` is the spec again.
         """
         defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name != "channels"}
-        defaults |= {"inner_channels": _default_inner(self.channels), "bias": {}}
-        usual = _normal_bias(bias=True, layers=self.layers)
+        defaults |= {"inner_channels": default_inner(self.channels), "bias": {}}
+        usual = normal_bias(bias=True, layers=self.layers)
         bias = {layer: not usual[layer] for layer in self.layers if self.has_bias(layer) != usual[layer]}
         options = {**{name: getattr(self, name) for name in defaults}, "bias": bias}
         return {name: value for name, value in options.items() if value != defaults[name]}
@@ -395,110 +362,4 @@ class NonLocalSpec:
             >>> NonLocalSpec.preset("slowfast", channels=1024).scale
             'inner'
         """
-        from nonlocal_core.presets import preset_options
-
         return cls(**preset_options(name, channels=channels, rank=rank, overrides=overrides))
-
-
-def check_floating(name: str, dtype: str) -> None:
-    """Check the name of a dtype that must be real floating point."""
-    if not dtype.startswith(("float", "bfloat")):
-        message = f"`{name}` must have a floating-point dtype. Got {dtype}."
-        raise TypeError(message)
-
-
-def check_boolean(name: str, dtype: str) -> None:
-    """Check the name of a dtype that must be bool."""
-    if dtype != "bool":
-        message = f"`{name}` must be boolean. Got {dtype}."
-        raise TypeError(message)
-
-
-def check_sizes(name: str, shape: Sequence[Size], expected: Sequence[Size]) -> None:
-    """Check a shape against the expected one; a size of None fits any."""
-    fits = len(shape) == len(expected) and all(
-        got is None or want is None or got == want for got, want in zip(shape, expected, strict=True)
-    )
-    if not fits:
-        raise fail_value(name, f"have shape {tuple(expected)}", f"shape {tuple(shape)}")
-
-
-def _default_inner(channels: int) -> int:
-    return max(channels // 2, 1)
-
-
-def is_softmax(pairwise: str | Callable[[Any, Any], Any], normalize: str | None) -> bool:
-    """Return whether weights are a softmax over the keys (False: scores divided by their number)."""
-    return _SOFTMAX[pairwise] if isinstance(pairwise, str) else normalize == "softmax"
-
-
-def check_pairwise(pairwise: Any, normalize: Any) -> tuple[str | Callable[[Any, Any], Any], str | None]:
-    """Check the form and, for a function, how its scores become weights; return both."""
-    if not isinstance(normalize, str | None):
-        raise fail_type("normalize", "be None, 'softmax' or 'count'", normalize)
-    if isinstance(pairwise, str):
-        form = check_choice("pairwise", pairwise, PAIRWISE)
-        if normalize is not None:
-            rule = f"be None for the named form {form!r}, which fixes it"
-            raise fail_value("normalize", rule, repr(normalize))
-        return form, None
-    if not callable(pairwise):
-        raise fail_type("pairwise", "be a string or a function", pairwise)
-    if normalize not in {"softmax", "count"}:
-        raise fail_value("normalize", "be 'softmax' or 'count' for a `pairwise` function", repr(normalize))
-    return pairwise, check_choice("normalize", normalize, ("softmax", "count"))
-
-
-def normal_scale(scale: Any, named: tuple[str, ...] = ("inner", "input")) -> float | str | None:
-    """Return a scale in its one form: None, one of the names, or a finite, non-zero Python float."""
-    rule = f"be {', '.join(['None', *map(repr, named)])} or a finite, non-zero float"
-    if scale is None:
-        return None
-    if isinstance(scale, str):
-        if scale not in named:
-            raise fail_value("scale", rule, repr(scale))
-        return named[named.index(scale)]
-    number = check_finite("scale", scale, rule)
-    if number == 0:
-        raise fail_value("scale", rule, number)
-    return number
-
-
-def _normal_subsample(subsample: Any) -> int | tuple[int, ...] | None:
-    rule = "be a positive int or one per axis"
-    if subsample is None:
-        return None
-    if not isinstance(subsample, Sequence) or isinstance(subsample, str | bytes | bytearray):
-        return check_int("subsample", subsample, rule)
-    if not 1 <= len(subsample) <= _VIDEO:
-        raise fail_value("subsample", rule, tuple(subsample))
-    try:
-        return tuple(check_int("subsample", size, rule) for size in subsample)
-    except ValueError:
-        raise fail_value("subsample", rule, tuple(subsample)) from None
-
-
-def _normal_axes(axes: Any) -> str | tuple[int, ...]:
-    rule = "be 'all', 'space', 'time' or a tuple of distinct spatial axes from 0, 1, 2"
-    if isinstance(axes, str):
-        if axes not in _SPACES:
-            raise fail_value("axes", rule, repr(axes))
-        return next(name for name in _SPACES if name == axes)
-    if not isinstance(axes, Sequence) or isinstance(axes, bytes | bytearray):
-        raise fail_type("axes", rule, axes)
-    chosen = tuple(check_int("axes", axis, rule, least=0) for axis in axes)
-    if not chosen or len(set(chosen)) < len(chosen) or max(chosen) >= _VIDEO:
-        raise fail_value("axes", rule, chosen)
-    return tuple(sorted(chosen))
-
-
-def _normal_bias(bias: Any, layers: tuple[str, ...]) -> Bias:
-    if not isinstance(bias, Mapping):
-        every = check_bool("bias", bias) if not isinstance(bias, str) else None
-        if every is None:
-            raise fail_type("bias", "be a bool or a mapping from a layer to a bool", bias)
-        return Bias({layer: every and layer != "concat" for layer in layers})
-    absent = [layer for layer in bias if layer not in layers]
-    if absent:
-        raise fail_value("bias", f"name layers of this form, {layers}", absent)
-    return Bias({layer: check_bool("bias", bias.get(layer, layer != "concat")) for layer in layers})

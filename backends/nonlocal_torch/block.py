@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nonlocal_core.checks import check_method, check_params, check_positions, dtype_name
+from nonlocal_core.options import SpecOptions
 from nonlocal_core.parameters import initial_moments, param_shapes
 from nonlocal_core.sets import Sets
-from nonlocal_core.spec import NonLocalSpec, SpecOptions
+from nonlocal_core.spec import NonLocalSpec
 from nonlocal_torch.op import aggregate, pairwise_weights
 
 __all__ = ["NonLocalBlock"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nonlocal_core.checks import OpOptions, check_op
-from nonlocal_core.spec import is_softmax
+from nonlocal_core.options import is_softmax
 
 __all__ = ["nonlocal_op"]
 

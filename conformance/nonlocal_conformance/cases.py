@@ -90,8 +90,8 @@ class Case:
 
 
 def relu_of_product(theta: Any, phi: Any) -> Any:
-    """Return ReLU(theta_i . phi_j), a form of one's own that any array library can compute."""
-    product = theta @ phi.mT
+    """Return ReLU((theta_i + 1) . phi_j), a form of one's own in any array library; its arguments cannot be swapped."""
+    product = (theta + 1) @ phi.mT
     return (abs(product) + product) / 2
 
 
@@ -156,6 +156,7 @@ def _cases() -> list[Case]:
         Case("frames_and_width", {**concat, "axes": (0, 2), "subsample": 2}, (4, 5, 3), mask="some"),
         Case("groups_masked", {"pairwise": "dot_product", "group_size": 2}, SPATIAL[3], mask="some"),
         Case("groups_pooled_frames", {**embedded, "group_size": 2, "subsample": 2}, SPATIAL[3]),
+        Case("groups_with_remainder", {**embedded, "group_size": 3, "subsample": 2}, (6, 5, 3)),
         Case("window_of_one", {**embedded, "subsample": (1, 1)}, SPATIAL[2]),
         Case("one_position", embedded, (1, 1)),
         Case("wide_inner", {**embedded, "inner_channels": 11}, SPATIAL[2]),

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from nonlocal_conformance.cases import Case
-from nonlocal_core.spec import PAIRWISE
+from nonlocal_core.options import PAIRWISE
 
 __all__ = ["cases"]
 

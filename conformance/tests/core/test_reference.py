@@ -61,7 +61,7 @@ def keys_of_sample(x, valid, params, spec):
 
 def score(theta, phi, params, spec):
     if callable(spec.pairwise):
-        return max(theta @ phi, 0.0)
+        return max((theta + 1.0) @ phi, 0.0)
     if spec.pairwise == "concatenation":
         return max(params["concat.weight"] @ np.concatenate([theta, phi]) + params.get("concat.bias", 0.0), 0.0)
     return theta @ phi
