@@ -1,20 +1,25 @@
 # `make` alone lists the targets. Each of them does its own set-up, in .venv, and only once.
 
 PYTHON ?= python3
-FRAMEWORKS := torch
+FRAMEWORKS := torch,tensorflow-cpu,jax
 BIN := .venv/bin
 DEMO := .venv/.installed-demo
 TEST := .venv/.installed-test
+PEERS := .venv/.installed-peers
+MUTANTS := .venv-mutants/.installed
 # The modules of a backend whose framework is missing have no examples to run. The one test in the suite folder is
-# for `nonlocal conformance`.
-DOCTESTS := --doctest-modules --doctest-ignore-import-errors --ignore=conformance/nonlocal_conformance/suite
+# for `nonlocal conformance`; the drivers of the peers need what only `make peers` installs.
+IGNORED := conformance/nonlocal_conformance/suite conformance/peers
+DOCTESTS := --doctest-modules --doctest-ignore-import-errors $(IGNORED:%=--ignore=%)
 
 # uv does not read the settings of pip.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+# TensorFlow's notes about this machine's processor.
+export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint style types format
+.PHONY: help demo test peers mutants lint style types format
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -24,6 +29,14 @@ demo: $(DEMO) ## denoise a photograph with every installed backend and draw demo
 
 test: $(TEST) ## run the examples of the docstrings and the whole test suite; ARGS are given to pytest
 	$(BIN)/pytest $(DOCTESTS) nonlocal_core backends conformance $(ARGS)
+
+peers: $(PEERS) ## run the suite on other implementations of the block and write docs/peers.md
+	PYTHONPATH=conformance $(BIN)/python -m peers > .venv/peers.md
+	mv .venv/peers.md docs/peers.md
+
+mutants: $(MUTANTS) ## change the core line by line and see that its tests notice; takes about 20 minutes
+	PYTHONPATH=conformance:backends .venv-mutants/bin/mutmut run $(ARGS)
+	.venv-mutants/bin/mutmut results
 
 lint: style types ## run style and types
 
@@ -47,4 +60,18 @@ $(BIN)/uv: constraints.txt
 
 .venv/.installed-%: pyproject.toml constraints.txt $(BIN)/uv
 	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -b constraints.txt -e ".[$(FRAMEWORKS),$*]"
+	@touch $@
+
+# mmcv-lite asks for opencv-python, whose modules opencv-python-headless has too, without a window system. fastreid and
+# slowfast ask for packages that cannot be had beside this PyTorch; their blocks need none of them.
+$(PEERS): pyproject.toml constraints.txt $(TEST)
+	echo "opencv-python" > .venv/excluded
+	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -b constraints.txt --excludes .venv/excluded -e ".[peers]"
+	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt --no-deps fastreid slowfast
+	@touch $@
+
+# Without this project itself: its editable install would be found before the changed copy.
+$(MUTANTS): pyproject.toml constraints.txt $(BIN)/uv
+	$(BIN)/uv venv --clear --python $(BIN)/python .venv-mutants
+	$(BIN)/uv pip install --python .venv-mutants/bin/python -c constraints.txt -r pyproject.toml --extra torch --extra jax --extra test mutmut
 	@touch $@

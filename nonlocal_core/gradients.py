@@ -219,16 +219,18 @@ def _keys_vjp(
             dphi, new = _project_vjp(flat, dphi, params, "phi")
             gradients |= new
         dsource = dsource + dphi
-    return dsource if key_mask is None else np.where(key_mask.reshape(*dsource.shape[:2], 1), dsource, 0.0), gradients
+    return dsource, gradients
 
 
 def _pool_vjp(a: Array, d: Array, sets: Sets, mask: Array) -> Array:
-    """Return the gradient (B, N, C) of the grids `a` (B', *inner, C) whose pooled keys have the gradient `d`."""
-    masks = windows_of(np, mask, sets)
-    windows = np.where(masks, windows_of(np, a, sets), -np.inf)
+    """Return the gradient (B, N, C) of the grids `a` (B', *inner, C) whose pooled keys have the gradient `d`.
+
+    That of an invalid key is 0, so a masked position gets none.
+    """
+    windows = np.where(windows_of(np, mask, sets), windows_of(np, a, sets), -np.inf)
     first = np.argmax(windows, axis=2, keepdims=True)
     scattered = np.zeros_like(windows)
-    np.put_along_axis(scattered, first, np.where(masks.any(axis=2), d, 0.0)[:, :, None], axis=2)
+    np.put_along_axis(scattered, first, d[:, :, None], axis=2)
 
     rank, window = len(sets.inner), sets.window or (1,) * len(sets.inner)
     scattered = scattered.reshape(a.shape[0], *sets.key_sizes, *window, a.shape[-1])

@@ -148,7 +148,7 @@ def attention(x: Array, params: Params, spec: NonLocalSpec, positions: Any = Non
     queries = math.prod(sets.grid)
     chosen = xp.asarray(
         range(queries) if positions is None else check_positions(positions, queries).tolist(),
-        dtype=xp.int64,
+        dtype=xp.__array_namespace_info__().default_dtypes()["integral"],
         device=device(x),
     )
     theta = xp.take(queries_of(xp.reshape(wide, (x.shape[0], queries, x.shape[-1])), weights, spec), chosen, axis=1)
@@ -302,7 +302,7 @@ def weights_of(theta: Array, phi: Array, form: Form, valid: Array) -> Array:
     scores = form.scale * scores_of(theta, phi, form)
     nothing = xp.zeros_like(scores)
     if not form.softmax:
-        count = xp.astype(xp.sum(xp.astype(valid, xp.int64), axis=-1, keepdims=True), scores.dtype)
+        count = xp.sum(xp.astype(valid, scores.dtype), axis=-1, keepdims=True)
         return xp.where(valid, scores, nothing) / xp.where(count > 0, count, xp.ones_like(count))
     scores = xp.where(valid, scores, xp.full_like(scores, -math.inf))
     largest = xp.max(scores, axis=-1, keepdims=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -57,7 +58,7 @@ class Case:
     training: bool = False
     ties: bool = False
 
-    @property
+    @functools.cached_property
     def spec(self) -> NonLocalSpec:
         """The spec of the block."""
         return NonLocalSpec(**{"channels": CHANNELS, "inner_channels": INNER, **self.options})
@@ -91,7 +92,7 @@ class Case:
 
 def relu_of_product(theta: Any, phi: Any) -> Any:
     """Return ReLU((theta_i + 1) . phi_j), a form of one's own in any array library; its arguments cannot be swapped."""
-    product = (theta + 1) @ phi.mT
+    product = ((theta + 1)[:, :, None, None, :] @ phi[:, None, :, :, None])[..., 0, 0]
     return (abs(product) + product) / 2
 
 

@@ -45,4 +45,4 @@ def run(args: argparse.Namespace) -> int:
     options += ["nonlocal_conformance.suite.test_conformance", "--backend", args.backend, "--device", args.device]
     if args.expected_failures:
         options += ["--expected-failures", args.expected_failures]
-    return int(pytest.main([*options, "-q", *args.pytest]))
+    return int(pytest.main([*options, *args.pytest]))

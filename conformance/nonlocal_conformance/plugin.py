@@ -21,6 +21,7 @@ __all__ = ["read_expected"]
 
 _CELL = "conformance cell"
 _DRIVERS = pytest.StashKey[tuple[list[Any], dict[str, str]]]()
+_REASONS = pytest.StashKey[dict[str, str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,10 +48,25 @@ def pytest_configure(config: pytest.Config) -> None:
         found = ([backends.load(name, device) for name in named], {}) if named else backends.available(device)
     except (ImportError, ValueError) as error:
         raise pytest.UsageError(str(error)) from error
-    if config.getoption("--expected-failures") and len(found[0]) != 1:
-        message = f"`--expected-failures` must go with one --backend. Got {len(found[0])} backends."
+    if not found[0]:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in found[1].items())
+        message = f"`--device` must be one that a backend has. Got {device!r}. {reasons}"
         raise pytest.UsageError(message)
     config.stash[_DRIVERS] = found
+    config.stash[_REASONS] = _reasons(config.getoption("--expected-failures"), found[0])
+
+
+def _reasons(path: Path | None, drivers: list[Any]) -> dict[str, str]:
+    """Return the reason for each id that is expected to fail."""
+    if path is None:
+        return {}
+    if len(drivers) != 1:
+        message = f"`--expected-failures` must go with one --backend. Got {len(drivers)} backends."
+        raise pytest.UsageError(message)
+    try:
+        return match_expected(bind(drivers[0]), read_expected(path))
+    except (OSError, ValueError) as error:
+        raise pytest.UsageError(str(error)) from error
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -70,15 +86,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _parameters(config: pytest.Config) -> Iterator[Any]:
-    drivers, missing = config.stash[_DRIVERS]
-    path = config.getoption("--expected-failures")
+    (drivers, missing), reasons = config.stash[_DRIVERS], config.stash[_REASONS]
     for driver in drivers:
-        bound = bind(driver)
-        try:
-            reasons = match_expected(bound, read_expected(path) if path else {})
-        except (OSError, ValueError) as error:
-            raise pytest.UsageError(str(error)) from error
-        for one in bound:
+        for one in bind(driver):
             marks = [pytest.mark.xfail(reason=reasons[one.id], strict=True)] if one.id in reasons else []
             yield pytest.param(one, id=f"{driver.name}-{one.id}", marks=marks)
     for name, reason in missing.items():

@@ -27,14 +27,14 @@ class Check:
         name: unique, without "-".
         run: raises AssertionError if the property does not hold.
         needs: the capabilities without which the check says nothing.
-        cases: the cases on which it runs.
+        applies: whether it runs on a case.
         every_dtype: whether it runs in every dtype of the driver on its first cases, or in the widest alone.
     """
 
     name: str
     run: Run
     needs: frozenset[str]
-    cases: tuple[Case, ...]
+    applies: Callable[[Case], bool]
     every_dtype: bool
 
 
@@ -74,8 +74,7 @@ def check(
     """Register a function as a check; its name is the check's, its docstring says what must hold."""
 
     def register(run: Run) -> Run:
-        chosen = tuple(case for case in CASES.values() if cases(case))
-        CHECKS[run.__name__] = Check(run.__name__, run, frozenset(needs), chosen, every_dtype)
+        CHECKS[run.__name__] = Check(run.__name__, run, frozenset(needs), cases, every_dtype)
         return run
 
     return register
@@ -84,17 +83,19 @@ def check(
 def bind(driver: Any) -> list[Bound]:
     """Return every check that applies to a driver, on every case and dtype.
 
-    The widest dtype of the driver runs every case; the others run a selection.
+    The widest dtype of the driver runs every case; the others run a selection. A driver whose implementation can
+    express few of `CASES` has cases of its own, in an attribute `cases`.
     """
     return list(_bind(driver))
 
 
 def _bind(driver: Any) -> Iterator[Bound]:
     widest = max(driver.dtypes, key=lambda name: np.dtype(name).itemsize)
+    cases = getattr(driver, "cases", tuple(CASES.values()))
     for one in CHECKS.values():
         if not one.needs <= driver.capabilities:
             continue
-        for case in one.cases:
+        for case in filter(one.applies, cases):
             if callable(case.options.get("pairwise")) and "functions" not in driver.capabilities:
                 continue
             yield Bound(one, driver, case, widest)

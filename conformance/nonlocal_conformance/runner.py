@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from nonlocal_conformance.registry import Bound, Unsupported, bind
+from nonlocal_core.errors import check_choice
 
 __all__ = ["ConformanceError", "Result", "parametrize_with_checks", "run_checks"]
 
@@ -61,13 +62,14 @@ def run_checks(
 
     Raises:
         ConformanceError: if a check fails that was not expected to, or passes that was expected to fail.
-        ValueError: if a key of `expected_failures` matches no check.
+        ValueError: if a key of `expected_failures` matches no check, or `on_failure` is neither word.
 
     Example:
         >>> from nonlocal_conformance.drivers.numpy import NumpyDriver
         >>> {result.outcome for result in run_checks(NumpyDriver())}
         {'passed'}
     """
+    check_choice("on_failure", on_failure, ("raise", "return"))
     bound = bind(driver)
     reasons = match_expected(bound, expected_failures)
     results = []
@@ -89,7 +91,8 @@ def parametrize_with_checks(driver: Any, *, expected_failures: Mapping[str, str]
         expected_failures: as for `run_checks`; each becomes a strict xfail with its reason.
 
     Returns:
-        A decorator that fills in the argument `check` of the test, which must call it.
+        A decorator that fills in the argument `check` of the test, which must call it. What the implementation
+        cannot express is skipped with its reason.
 
     Raises:
         ValueError: if a key of `expected_failures` matches no check.
@@ -108,13 +111,26 @@ def parametrize_with_checks(driver: Any, *, expected_failures: Mapping[str, str]
         "check",
         [
             pytest.param(
-                one,
+                _or_skipped(one),
                 id=one.id,
                 marks=[pytest.mark.xfail(reason=reasons[one.id], strict=True)] if one.id in reasons else [],
             )
             for one in bound
         ],
     )
+
+
+def _or_skipped(one: Bound) -> Callable[[], None]:
+    """Return a call of a check that skips the test where the implementation cannot express the case."""
+    import pytest
+
+    def check() -> None:
+        try:
+            one()
+        except Unsupported as answer:
+            pytest.skip(str(answer))
+
+    return check
 
 
 def match_expected(bound: list[Bound], expected: Mapping[str, str] | None) -> dict[str, str]:

@@ -79,6 +79,22 @@ def operation_gradients(driver: Any, case: Case, dtype: str) -> None:
         assert_close(f"d{name}", actual[name], gradient, dtype=dtype)
 
 
+@check("op", "op_vjp", cases=lambda case: is_op_case(case) and case.mask is not None and case.is_differentiable)
+def masked_keys(driver: Any, case: Case, dtype: str) -> None:
+    """What stands at a masked key, however large, infinite or no number, reaches neither the sums nor a gradient."""
+    arrays, options, dy = op_arrays(case, dtype)
+    wide: dict[str, Any] = {name: a.astype(np.float64) for name, a in arrays.items()}
+    expected = nlc.nonlocal_op(**wide, **options)
+    gradients = nlc.nonlocal_op_vjp(**wide, dy=dy.astype(np.float64), **options)
+    shown = options["key_mask"][..., None]
+    for value in (-1e4, 1e4, np.inf, np.nan):
+        hidden = {name: np.where(shown, arrays[name], np.asarray(value, dtype)) for name in ("phi", "g")}
+        assert_close(f"y beside {value}", driver.op(**arrays | hidden, **options), expected, dtype=dtype)
+        actual = driver.op_vjp(**arrays | hidden, dy=dy, **options)
+        for name, gradient in gradients.items():
+            assert_close(f"d{name} beside {value}", actual[name], gradient, dtype=dtype)
+
+
 @check("hvp", cases=lambda case: case.is_differentiable and not case.ties, every_dtype=False)
 def second_derivatives(driver: Any, case: Case, dtype: str) -> None:
     """The gradient of <gradients, v> equals the change of the reference's gradients along v."""

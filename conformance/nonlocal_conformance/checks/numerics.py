@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 import nonlocal_core as nlc
-from nonlocal_conformance.assertions import require
-from nonlocal_conformance.bounds import output_bound
+from nonlocal_conformance.assertions import assert_same, require
+from nonlocal_conformance.bounds import UNITS, output_bound
 from nonlocal_conformance.cases import Array, Case
 from nonlocal_conformance.checks.values import assert_output
 from nonlocal_conformance.registry import check
@@ -68,10 +68,12 @@ def mixed_precision(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG00
         assert_within(f"z in {compute}", z, expected, output_bound(case, wide, compute))
 
 
-_LARGE = ("_space", "_default")
+def _is_large(case: Case) -> bool:
+    """Whether a case is among those whose scores are made large."""
+    return case.name.endswith(("_space", "_default")) or case.name == "gaussian_2d"
 
 
-@check("mixed", cases=lambda case: case.name.endswith(_LARGE) or case.name == "gaussian_2d", every_dtype=False)
+@check("mixed", cases=_is_large, every_dtype=False)
 def large_scores(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - it names its own dtypes
     """Scores beyond the largest float16 give finite results: they leave their product in float32."""
     data, factor = case.data("float32"), 1e-4
@@ -82,16 +84,12 @@ def large_scores(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 -
     rng = np.random.default_rng(0)
     x = (24.0 * rng.normal(size=(*data.x.shape[:-1], 512))).astype(np.float32)
     eye = np.eye(512, dtype=np.float32)
-    params = {
-        name: eye if len(shape) == 2 else np.zeros(shape, np.float32)  # noqa: PLR2004 - a matrix
-        for name, shape in nlc.param_shapes(wide).items()
-    }
+    params = _plain_params(wide, eye)
     if "concat.weight" in params:
         params["concat.weight"] = np.full(1024, 100.0, np.float32)
     params["out.weight"] = eye * np.float32(1e-3)
     if is_fixed:
         params["g.weight"] = eye * np.float32(factor)
-    params |= {name: np.ones(512, np.float32) for name in ("norm.weight", "norm.variance") if name in params}
     double = {name: a.astype(np.float64) for name, a in params.items()}
     scores = np.einsum("nc,mc->nm", *[x[0].reshape(-1, 512).astype(np.float64)] * 2)
     require(scores.max() > FLOAT16_MAX, "the data must exceed the range of float16")
@@ -99,10 +97,62 @@ def large_scores(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 -
     for compute in driver.mixed_dtypes:
         z = driver.mixed(wide, params, x, compute)
         require(np.isfinite(z).all(), f"z in {compute} must be finite where a score exceeds {FLOAT16_MAX:.0f}")
-        unit = 2.0**-8 if compute == "bfloat16" else 2.0**-11
         worst = float(np.max(np.abs(z - expected)))
-        allowed = 64 * unit * float(np.max(np.abs(expected)))
+        allowed = 64 * UNITS[compute] * float(np.max(np.abs(expected)))
         require(worst <= allowed, f"z in {compute} differs by {worst:.3g}, allowed are {allowed:.3g}")
+
+
+@check("mixed", cases=lambda case: case.spec.is_softmax and _is_large(case), every_dtype=False)
+def score_digits(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - it names its own dtypes
+    """A part that all scores of a query share, however large, changes no weight: scores keep their digits."""
+    data, spec = case.data("float32"), case.spec.replace(channels=16, inner_channels=16)
+    x = np.random.default_rng(0).integers(-1, 2, (*data.x.shape[:-1], 16)).astype(np.float32)
+    x[..., :4] = 32  # every operand is an integer that half precision holds
+    eye = np.eye(16, dtype=np.float32)
+    params = _plain_params(spec, eye)
+    double = {name: a.astype(np.float64) for name, a in params.items()}
+    expected = nlc.nonlocal_block(x.astype(np.float64), double, spec)
+    for compute in driver.mixed_dtypes:
+        bound = 8 * UNITS[compute] * np.abs(x).max(axis=(0, *range(1, x.ndim - 1)))
+        assert_within(f"z in {compute}", driver.mixed(spec, params, x, compute), expected, bound)
+
+
+@check("mixed", cases=lambda case: case.name == "dot_product_1d", every_dtype=False)
+def long_sums(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - it names its own dtypes
+    """A sum over many keys of one sign grows to its end: it is at least float32."""
+    case = dataclasses.replace(case, spatial=(2048,), batch=1)
+    data = case.data("float32")
+    params = {name: np.abs(a) for name, a in data.params.items()}
+    data = dataclasses.replace(data, x=np.abs(data.x), params=params)
+    wide = data.wide()
+    expected = nlc.nonlocal_block(wide.x, wide.params, case.spec)
+    for compute in driver.mixed_dtypes:
+        z = driver.mixed(case.spec, params, data.x, compute)
+        assert_within(f"z in {compute}", z, expected, output_bound(case, wide, compute))
+
+
+@check(
+    "mixed",
+    cases=lambda case: case.spec.residual and case.name.endswith(("_2d", "_batch_norm", "_default")),
+    every_dtype=False,
+)
+def mixed_identity(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - it names its own dtypes
+    """With half-precision operands, a branch that is 0 leaves the input as it is, bit for bit."""
+    data = case.data("float32")
+    last = "norm" if case.spec.norm else "out"
+    params = {name: 0 * a if name in {f"{last}.weight", f"{last}.bias"} else a for name, a in data.params.items()}
+    for compute in driver.mixed_dtypes:
+        assert_same(f"z in {compute}", driver.mixed(case.spec, params, data.x, compute), data.x)
+
+
+def _plain_params(spec: NonLocalSpec, eye: Array) -> dict[str, Array]:
+    """Return parameters with which every layer, and the norm, is the identity."""
+    params = {
+        name: eye if len(shape) == 2 else np.zeros(shape, np.float32)  # noqa: PLR2004 - a matrix
+        for name, shape in nlc.param_shapes(spec).items()
+    }
+    ones = np.ones(len(eye), np.float32)
+    return params | {name: ones for name in ("norm.weight", "norm.variance") if name in params}
 
 
 def assert_within(name: str, actual: Array, expected: Array, bound: Array) -> None:

@@ -52,9 +52,10 @@ def start(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - a star
 
 @check("export")
 def export(driver: Any, case: Case, dtype: str) -> None:
-    """Parameters that a block takes in come out with the same names, shapes, dtype and bits."""
+    """Parameters that a block takes in come out, as copies, with the same names, shapes, dtype and bits."""
     data = case.data(dtype)
     params = driver.export(case.spec, data.params)
     assert_names("the exported parameters", params, data.params)
     for name, array in data.params.items():
         assert_same(f"{name} as exported", params[name], array)
+        require(not np.shares_memory(params[name], array), f"{name} as exported must be a copy")

@@ -29,6 +29,16 @@ def statistics(driver: Any, case: Case, dtype: str) -> None:
         assert_same(f"{name} after evaluation", after[name], data.params[name])
 
 
+@check(cases=lambda case: case.name.endswith("_training") and case.spec.has_bias("out"))
+def statistics_far_from_zero(driver: Any, case: Case, dtype: str) -> None:
+    """A mean far larger than the deviation costs no more digits than it must: the variance is no difference."""
+    data = case.data(dtype)
+    params = {**data.params, "out.bias": data.params["out.bias"] + np.asarray(1e4, dtype)}
+    data = dataclasses.replace(data, params=params)
+    z, _ = driver.block(case.spec, params, data.x, training=True)
+    assert_output("z far from zero", z, case, data, dtype)
+
+
 @check("steps", cases=lambda case: case.spec.norm == "batch" and case.mask is None)
 def statistics_over_steps(driver: Any, case: Case, dtype: str) -> None:
     """Several steps of one block on different inputs move the running statistics as the reference does."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from typing import Any
 
 import numpy as np
 
 import nonlocal_core as nlc
-from nonlocal_conformance.assertions import assert_close, assert_same, largest
+from nonlocal_conformance.assertions import assert_close, assert_same, largest, require
 from nonlocal_conformance.cases import Array, Case, Data
 from nonlocal_conformance.registry import check
 from nonlocal_core import reference
@@ -45,6 +46,21 @@ def methods(driver: Any, case: Case, dtype: str) -> None:
     for method in driver.methods:
         z, _ = driver.block(case.spec, data.params, data.x, data.key_mask, training=case.training, method=method)
         assert_output(f"z by method {method!r}", z, case, data, dtype)
+
+
+@check(cases=lambda case: case.spec.is_softmax and case.name.endswith(("_2d", "_scaled", "_default")))
+def saturated_softmax(driver: Any, case: Case, dtype: str) -> None:
+    """A softmax of scores in the thousands, whose exponentials no dtype holds, takes the key with the largest."""
+    data, spec = case.data(dtype), case.spec
+    data = dataclasses.replace(data, x=32 * data.x)
+    wide = data.wide()
+    weights = nlc.attention(wide.x, wide.params, spec).max(axis=-1).reshape(data.x.shape[:-1])
+    # Where two keys are near the top, rounding alone decides between them.
+    clear = weights > 1 - 2.0**-30
+    require(bool(clear.mean() > 1 / 2), "the data must have clear winners")
+    z, _ = driver.block(spec, data.params, data.x)
+    expected = nlc.nonlocal_block(wide.x, wide.params, spec)
+    assert_close("z with saturated weights", z[clear], expected[clear], dtype=dtype)
 
 
 @check("attention", cases=lambda case: not case.training)

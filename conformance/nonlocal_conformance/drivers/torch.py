@@ -127,7 +127,7 @@ class TorchDriver:
         for _ in range(steps):
             loss = functional.mse_loss(block(self._input(x), self._mask(key_mask)), self._input(target))
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             losses.append(loss.item())
         return losses, block.export_params()

@@ -1,6 +1,7 @@
 """The very same reference on arrays of other libraries."""
 
 import array_api_strict
+import jax
 import numpy as np
 import pytest
 import torch
@@ -8,7 +9,9 @@ import torch
 import nonlocal_core as nlc
 from nonlocal_conformance import CASES
 
-LIBRARIES = {"array-api-strict": array_api_strict.asarray, "torch": torch.asarray}
+ARRAYS = {"array-api-strict": array_api_strict.asarray, "torch": torch.asarray, "jax": jax.numpy.asarray}
+LIBRARIES = ["array-api-strict", "torch"]
+"""Those on which every case runs; JAX compiles each step of each, so it has some of them."""
 
 NAMED = [case for case in CASES.values() if case.is_differentiable]
 """The cases without a function of one's own, which uses what the standard leaves out."""
@@ -22,7 +25,7 @@ def moved(make, data):
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("case", NAMED, ids=lambda case: case.name)
 def test_the_block_and_its_weights_are_the_same_on_other_arrays(library, case):
-    data, make = case.data(), LIBRARIES[library]
+    data, make = case.data(), ARRAYS[library]
     x, params, mask = moved(make, data)
     z, expected = (
         nlc.nonlocal_block(x, params, case.spec, mask, case.training),
@@ -41,7 +44,7 @@ def test_the_block_and_its_weights_are_the_same_on_other_arrays(library, case):
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_the_statistics_are_the_same_on_other_arrays(library):
     case = CASES["training_masked"]
-    data, make = case.data(), LIBRARIES[library]
+    data, make = case.data(), ARRAYS[library]
     x, params, mask = moved(make, data)
     actual = nlc.updated_statistics(x, params, case.spec, mask, unbiased=True)
     expected = nlc.updated_statistics(data.x, data.params, case.spec, data.key_mask, unbiased=True)
@@ -65,6 +68,25 @@ def test_torch_differentiates_the_reference_as_the_gradients_say():
     dx, dparams = nlc.nonlocal_block_vjp(data.x, data.params, case.spec, data.dz)
     np.testing.assert_allclose(x.grad.numpy(), dx, rtol=0, atol=1e-13 * np.abs(dx).max())
     assert all(np.allclose(params[name].grad.numpy(), d, atol=1e-12 * np.abs(d).max()) for name, d in dparams.items())
+
+
+@pytest.mark.parametrize(
+    "name", ["gaussian_3d_pooled_input", "concatenation_masked_projection", "dot_product_training", "time_masked"]
+)
+def test_the_block_and_its_weights_are_the_same_on_jax_arrays_in_float64(name):
+    with jax.enable_x64(True):  # noqa: FBT003 - its only argument
+        test_the_block_and_its_weights_are_the_same_on_other_arrays("jax", CASES[name])
+
+
+def test_a_library_without_float64_computes_in_its_widest_dtype():
+    case = CASES["concatenation_masked_projection"]
+    data = case.data("float32")
+    x, params, mask = moved(jax.numpy.asarray, data)
+    z = nlc.nonlocal_block(x, params, case.spec, mask)
+    expected = nlc.nonlocal_block(data.x, data.params, case.spec, data.key_mask)
+    assert z.dtype == np.float32
+    np.testing.assert_allclose(np.asarray(z), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert nlc.attention(x, params, case.spec, [3], mask).shape == (3, 1, 4)
 
 
 def test_arrays_of_two_libraries_in_one_call_are_refused():

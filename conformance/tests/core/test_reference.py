@@ -107,6 +107,35 @@ def test_the_reference_equals_loops_over_single_positions(case):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("case", [case for case in CASES.values() if not case.training], ids=lambda case: case.name)
+def test_the_rows_of_the_weights_sum_the_values_to_what_the_loops_gather(case):
+    data, spec = case.data(), case.spec
+    valid = np.ones(data.x.shape[:-1], bool) if data.key_mask is None else data.key_mask
+    weights = nlc.attention(data.x, data.params, spec, key_mask=data.key_mask)
+    starts = sorted(window[0] for window in windows(spec, case.spatial))
+    for sample in range(case.batch):
+        values = np.zeros((len(starts), spec.inner_channels))
+        for _, g, at in keys_of_sample(data.x[sample], valid[sample], data.params, spec):
+            values[starts.index(at)] = g
+        y = gathered(data.x[sample], valid[sample], data.params, spec).reshape(-1, spec.inner_channels)
+        np.testing.assert_allclose(weights[sample] @ values, y, rtol=0, atol=1e-12 * max(1.0, np.abs(y).max()))
+    some = nlc.attention(data.x, data.params, spec, np.array([2, 0]) % weights.shape[1], data.key_mask)
+    np.testing.assert_allclose(some, weights[:, np.array([2, 0]) % weights.shape[1]], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_the_running_statistics_move_by_the_momentum_towards_those_of_the_branch(unbiased):
+    case = CASES["embedded_gaussian_training"]
+    data, params = case.data(), case.data().params
+    # With a norm that does nothing and no residual, the output is the branch before the norm.
+    plain = {name: a for name, a in params.items() if not name.startswith("norm.")}
+    branch = by_loops(data.x, plain, case.spec.replace(norm=None, residual=False), None, training=False)
+    moved = nlc.updated_statistics(data.x, params, case.spec, unbiased=unbiased)
+    mean, variance = branch.mean(axis=(0, 1, 2)), branch.var(axis=(0, 1, 2), ddof=int(unbiased))
+    np.testing.assert_allclose(moved["norm.mean"], 0.7 * params["norm.mean"] + 0.3 * mean, rtol=1e-12)
+    np.testing.assert_allclose(moved["norm.variance"], 0.7 * params["norm.variance"] + 0.3 * variance, rtol=1e-12)
+
+
 def moved(data, direction, step):
     params = {name: a + step * direction.get(name, 0.0) for name, a in data.params.items()}
     return data.x + step * direction["x"], params
@@ -120,6 +149,7 @@ def test_the_gradients_equal_finite_differences_along_each_parameter(case):
     dx, dparams = nlc.nonlocal_block_vjp(data.x, data.params, spec, data.dz, data.key_mask, case.training)
     assert set(dparams) == set(data.params) - {"norm.mean", "norm.variance"}
     gradients = {"x": dx, **dparams}
+    assert all(gradient.shape == data.params[name].shape for name, gradient in dparams.items())
     scale = max(np.abs(gradient).sum() for gradient in gradients.values())
     for name, gradient in gradients.items():
         direction = {"x": np.zeros_like(dx), name: rng.normal(size=gradient.shape)}
@@ -138,6 +168,27 @@ def test_a_tie_in_a_window_sends_the_gradient_to_its_first_position_in_row_major
     assert np.flatnonzero(dx).tolist() == [1]
 
 
+def test_keys_that_are_masked_reach_no_gradient_even_if_they_are_infinite():
+    theta, phi, g, dy = np.ones((1, 2, 3)), np.ones((1, 4, 3)), np.ones((1, 4, 2)), np.ones((1, 2, 2))
+    mask = np.array([[True, False, True, True]])
+    phi[0, 1], g[0, 1] = np.inf, np.nan
+    gradients = nlc.nonlocal_op_vjp(theta, phi, g, dy, key_mask=mask)
+    assert all(np.isfinite(gradient).all() for gradient in gradients.values())
+    assert not gradients["phi"][0, 1].any()
+    assert not gradients["g"][0, 1].any()
+
+
+@pytest.mark.parametrize("call", [nlc.nonlocal_block, nlc.nonlocal_block_vjp], ids=["block", "vjp"])
+def test_one_value_per_channel_has_no_statistics_in_training(call):
+    case = CASES["epsilon"]
+    data = case.data()
+    x = data.x[:1, :1, :1]
+    given = (x, data.params, case.spec, x)[: 3 if call is nlc.nonlocal_block else 4]
+    with pytest.raises(ValueError, match="`x` must have more than one value per channel in training"):
+        call(*given, training=True)
+    call(*given)
+
+
 def test_a_relu_at_zero_has_gradient_zero():
     theta, phi, g = np.ones((1, 1, 1)), -np.ones((1, 1, 1)), np.ones((1, 1, 1))
     options = {"pairwise": "concatenation", "concat_weight": np.ones(2)}
@@ -145,20 +196,44 @@ def test_a_relu_at_zero_has_gradient_zero():
     assert not any(gradient.any() for gradient in gradients.values())
 
 
-def test_queries_in_blocks_give_what_one_block_gives(monkeypatch):
-    case = CASES["embedded_gaussian_masked_projection"]
+@pytest.mark.parametrize("name", ["embedded_gaussian_masked_projection", "dot_product_2d", "concat_bias"])
+def test_queries_in_blocks_give_what_one_block_gives(monkeypatch, name):
+    case = CASES[name]
     data = case.data()
-    arguments = (data.x, data.params, case.spec)
-    whole = nlc.nonlocal_block(*arguments, data.key_mask), nlc.nonlocal_block_vjp(*arguments, data.dz, data.key_mask)
-    monkeypatch.setattr(reference, "BLOCK", 60)
-    z, (dx, dparams) = (
-        nlc.nonlocal_block(*arguments, data.key_mask),
-        nlc.nonlocal_block_vjp(*arguments, data.dz, data.key_mask),
-    )
-    np.testing.assert_allclose(z, whole[0], rtol=1e-13)
-    np.testing.assert_allclose(dx, whole[1][0], rtol=1e-11)
-    assert dparams.keys() == whole[1][1].keys()
-    assert all(np.allclose(dparams[name], whole[1][1][name], rtol=1e-11) for name in dparams)
+
+    def results():
+        z = nlc.nonlocal_block(data.x, data.params, case.spec, data.key_mask)
+        dx, dparams = nlc.nonlocal_block_vjp(data.x, data.params, case.spec, data.dz, data.key_mask)
+        return {"z": z, "dx": dx, **dparams}
+
+    whole = results()
+    monkeypatch.setattr(reference, "BLOCK", 200)
+    scale = max(np.abs(value).max() for value in whole.values())
+    for key, value in results().items():
+        np.testing.assert_allclose(value, whole[key], rtol=0, atol=1e-13 * scale)
+
+
+def test_a_function_gets_its_queries_whole(monkeypatch):
+    sizes = []
+
+    def scores(theta, phi):
+        sizes.append(theta.shape[1])
+        return theta @ phi.mT
+
+    monkeypatch.setattr(reference, "BLOCK", 1)
+    theta = np.ones((2, 5, 3))
+    nlc.nonlocal_op(theta, theta, theta, pairwise=scores, normalize="softmax")
+    nlc.nonlocal_op(theta, theta, theta)
+    assert sizes == [5]
+
+
+def test_blocks_of_queries_hold_no_more_weights_than_they_may(monkeypatch):
+    monkeypatch.setattr(reference, "BLOCK", 40)
+    form = reference.Form("dot_product", softmax=False, scale=1.0)
+    blocks = list(reference.query_blocks(np.ones((2, 9, 3)), np.ones((2, 5, 3)), form))
+    assert [(rows.start, rows.stop) for rows in blocks] == [(0, 4), (4, 8), (8, 9)]
+    monkeypatch.setattr(reference, "BLOCK", 1)
+    assert len(list(reference.query_blocks(np.ones((2, 9, 3)), np.ones((2, 5, 3)), form))) == 9
 
 
 def test_scores_of_any_size_give_finite_weights():

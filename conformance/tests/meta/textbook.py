@@ -11,13 +11,13 @@ import math
 
 import numpy as np
 import torch
-from nonlocal_core import param_shapes
-from nonlocal_core.checks import METHODS, check_method, check_op, check_params, check_positions
-from nonlocal_core.parameters import STATISTICS
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from nonlocal_conformance.capabilities import CAPABILITIES
 from nonlocal_conformance.memory import peak_resident
+from nonlocal_core import param_shapes
+from nonlocal_core.checks import METHODS, check_method, check_op, check_params, check_positions
+from nonlocal_core.parameters import STATISTICS
 
 QUERIES = 64
 """How many queries are computed at once."""
@@ -162,8 +162,9 @@ class Textbook:
         """Return how a block turns theta and phi into weights."""
         spec = block.spec
         softmax = spec.normalize == "softmax" or spec.pairwise in {"gaussian", "embedded_gaussian"}
-        weight = block.params.get("concat.weight")
-        return Form(spec.pairwise, softmax, self.factor(spec), weight, self.bias(block, "concat"))
+        weight, bias = block.params.get("concat.weight"), self.bias(block, "concat")
+        concat = [None if a is None else self.operand(block, a) for a in (weight, bias)]
+        return Form(spec.pairwise, softmax, self.factor(spec), *concat)
 
     def relu(self, a):
         """Return the positive part."""
@@ -206,8 +207,11 @@ class Textbook:
     def aggregate(self, form, theta, phi, g, valid):
         """Return y (C', n), a block of queries at a time; a function of the user's gets them whole."""
         g = g.masked_fill(~torch.from_numpy(valid), 0)
-        parts = theta.split(theta.shape[1] if callable(form.pairwise) else QUERIES, dim=1)
-        return torch.cat([self.combine(self.weights(form, part, phi, valid), g) for part in parts], dim=1)
+        y = self.wide(g).new_empty(len(g), theta.shape[1])
+        step = theta.shape[1] if callable(form.pairwise) else QUERIES
+        for rows in (slice(start, start + step) for start in range(0, theta.shape[1], step)):
+            y[:, rows] = self.combine(self.weights(form, theta[:, rows], phi, valid), g)
+        return y
 
     def gather(self, block, x, mask, sets):
         """Return y (C', N) of one sample (C, N)."""
@@ -233,7 +237,7 @@ class Textbook:
         """Return which positions are keys (B, N)."""
         if key_mask is None:
             return np.ones((x.shape[0], math.prod(x.shape[2:])), bool)
-        return key_mask.reshape(x.shape[0], -1)
+        return key_mask.astype(bool).reshape(x.shape[0], -1)
 
     def moments(self, r):
         """Return the mean and the biased variance of each channel of (B, C, N)."""
@@ -278,7 +282,8 @@ class Textbook:
         r = self.project(block, "out", y.movedim(0, 1)).movedim(1, 0)
         z = self.residual(block, flat, self.norm(block, r, training))
         if training and block.spec.norm == "batch":
-            block.params.update(self.update(block, self.wide(r)))
+            for name, value in self.update(block, self.wide(r)).items():
+                block.params[name].copy_(value)
         return self.layout(self.unflatten(z, x), x)
 
     def rows(self, block, x, positions, key_mask):
@@ -318,9 +323,8 @@ class Textbook:
         return z.detach().movedim(1, -1).numpy()
 
     def build(self, spec, params, dtype=None):
-        """Return a block with these parameters; its statistics are its own."""
-        tensors = {name: self.tensor(a) for name, a in params.items()}
-        tensors |= {name: tensors[name].clone() for name in STATISTICS if name in tensors}
+        """Return a block with a copy of these parameters."""
+        tensors = {name: self.tensor(a).clone() for name, a in params.items()}
         return Block(spec, tensors, dtype or next(iter(tensors.values())).dtype)
 
     def leaves(self, block):
@@ -328,6 +332,10 @@ class Textbook:
         names = [name for name in block.params if name not in STATISTICS]
         block.params.update({name: block.params[name].detach().requires_grad_() for name in names})
         return {name: block.params[name] for name in names}
+
+    def gradient(self, leaf):
+        """Return the gradient of a parameter as an array; what nothing depends on has the gradient 0."""
+        return (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad).numpy()
 
     def statistics(self, block):
         """Return the running statistics of a block as arrays."""
@@ -342,9 +350,7 @@ class Textbook:
     def steps(self, spec, params, inputs, *, training=False):
         """Call one block on each input in turn."""
         block = self.build(spec, params)
-        return [
-            (self.output(self.call(block, self.input(x), None, training)), self.statistics(block)) for x in inputs
-        ]
+        return [(self.output(self.call(block, self.input(x), None, training)), self.statistics(block)) for x in inputs]
 
     def vjp(self, spec, params, x, dz, key_mask=None, *, training=False, method="auto"):
         """Return the gradients of the input and of the parameters."""
@@ -352,7 +358,7 @@ class Textbook:
         block = self.build(spec, params)
         leaves, given = self.leaves(block), self.input(x).requires_grad_()
         self.call(block, given, key_mask, training).backward(self.input(dz))
-        return self.output(given.grad), {name: leaf.grad.numpy() for name, leaf in leaves.items()}
+        return self.output(given.grad), {name: self.gradient(leaf) for name, leaf in leaves.items()}
 
     def hvp(self, spec, params, x, dz, vx, vparams, key_mask=None, *, training=False):
         """Return the gradients of <gradients, v>."""
@@ -365,6 +371,19 @@ class Textbook:
         product = sum((d * v).sum() for d, v in zip(first, along, strict=True))
         second = torch.autograd.grad(product, every, materialize_grads=True)
         return self.output(second[0]), dict(zip(leaves, (d.numpy() for d in second[1:]), strict=True))
+
+    def train(self, spec, params, x, target, key_mask=None, *, steps, rate):
+        """Return the losses and the parameters of plain SGD in training mode."""
+        block, losses = self.build(spec, params), []
+        for _ in range(steps):
+            leaves = self.leaves(block)
+            loss = ((self.call(block, self.input(x), key_mask, training=True) - self.input(target)) ** 2).mean()
+            loss.backward()
+            losses.append(loss.item())
+            block.params.update(
+                {name: leaf.detach() - rate * self.tensor(self.gradient(leaf)) for name, leaf in leaves.items()}
+            )
+        return losses, {name: tensor.numpy() for name, tensor in block.params.items()}
 
     def operation(self, tensors, options):
         """Return the operation on tensors (B, N, C'), (B, M, C'), (B, M, D) as (B, N, D)."""
@@ -391,7 +410,7 @@ class Textbook:
         arrays |= {name: options.pop(name) for name in ("concat_weight", "concat_bias") if name in options}
         leaves = {name: self.tensor(a).requires_grad_() for name, a in arrays.items()}
         self.operation(leaves, options).backward(self.tensor(dy))
-        return {name: leaf.grad.numpy() for name, leaf in leaves.items()}
+        return {name: self.gradient(leaf) for name, leaf in leaves.items()}
 
     def attention(self, spec, params, x, positions=None, key_mask=None):
         """Return rows of the weights."""
@@ -441,9 +460,7 @@ class Textbook:
             "transposed": (plain.mT.contiguous().mT, torch.contiguous_format),
         }
         outputs = {name: (self.call(block, a, key_mask), layout) for name, (a, layout) in inputs.items()}
-        return {
-            name: (self.output(z), z.is_contiguous(memory_format=layout)) for name, (z, layout) in outputs.items()
-        }
+        return {name: (self.output(z), z.is_contiguous(memory_format=layout)) for name, (z, layout) in outputs.items()}
 
     def peak_memory(self, call):
         """Return the result of a call and its peak extra memory in bytes."""

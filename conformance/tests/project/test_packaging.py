@@ -14,7 +14,8 @@ import pytest
 import nonlocal_core
 
 ROOT = Path(__file__).parents[3]
-PACKAGES = ["nonlocal_core", "backends/nonlocal_torch", "conformance/nonlocal_conformance"]
+ADAPTERS = ["backends/nonlocal_jax", "backends/nonlocal_tensorflow", "backends/nonlocal_torch"]
+PACKAGES = ["nonlocal_core", *ADAPTERS, "conformance/nonlocal_conformance"]
 INFO = f"nonlocal_core-{nonlocal_core.__version__}.dist-info"
 UV = [sys.executable, "-m", "uv"]
 

@@ -1,0 +1,14 @@
+"""The non-local block for JAX, as pure functions and as a Flax module; arrays are channels last, `(B, S1..Sk, C)`."""
+
+try:
+    import flax as _flax  # noqa: F401
+    import jax as _jax  # noqa: F401
+except ImportError as error:
+    message = "nonlocal_jax needs JAX and Flax. Install them with `pip install 'nonlocal-core[jax]'`."
+    raise ImportError(message) from error
+
+from nonlocal_jax.block import NonLocalBlock
+from nonlocal_jax.function import attention, nonlocal_block, updated_statistics
+from nonlocal_jax.op import nonlocal_op
+
+__all__ = ["NonLocalBlock", "attention", "nonlocal_block", "nonlocal_op", "updated_statistics"]

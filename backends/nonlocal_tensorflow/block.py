@@ -1,0 +1,444 @@
+"""The non-local block as a Keras layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, reduce
+from typing import Any, Self, Unpack
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from nonlocal_core.checks import check_method, check_params, check_positions, dtype_name
+from nonlocal_core.errors import Size, check_choice, fail_value
+from nonlocal_core.options import SpecOptions
+from nonlocal_core.parameters import initial_moments, param_shapes
+from nonlocal_core.sets import Sets
+from nonlocal_core.spec import NonLocalSpec
+from nonlocal_tensorflow.op import aggregate, masked, pairwise_weights, wide
+
+__all__ = ["NonLocalBlock"]
+
+_NORM_NAMES = {
+    "norm.weight": "gamma",
+    "norm.bias": "beta",
+    "norm.mean": "moving_mean",
+    "norm.variance": "moving_variance",
+}
+
+
+@keras.saving.register_keras_serializable(package="nonlocal_tensorflow")
+class NonLocalBlock(keras.layers.Layer):
+    """Add to every position of its input what it gathers from all others (Wang et al., CVPR 2018, equation 6).
+
+    One class serves sequences, images and videos: the rank comes from the input. With `training=True` batch
+    normalisation uses the statistics of the input. Operands are in the compute dtype of the layer's dtype
+    policy; scores, weights and sums over keys are at least float32.
+
+    Args:
+        channels: C, the channels of the input and of the output. None: those of the first input, from which the
+            parameters are then created.
+        method: how the operation is computed: "auto" or "pairwise" (the N x M matrix).
+        data_format: "channels_last", `(B, S1..Sk, C)`, or "channels_first", `(B, C, S1..Sk)`. None: the setting
+            of Keras, which is "channels_last" unless it was changed.
+        name: the name of the layer.
+        dtype: the dtype or the dtype policy of the layer.
+        trainable: whether the parameters are trained.
+        autocast: whether Keras casts the input, and so z, to the compute dtype. If not, the operands alone are cast.
+        **options: the other options of `nonlocal_core.NonLocalSpec`.
+
+    Raises:
+        TypeError: if an option has a wrong type or is unknown.
+        ValueError: if an option has a wrong value.
+
+    Example:
+        >>> block = NonLocalBlock(64, subsample=2, norm="batch")
+        >>> x = tf.random.normal((2, 14, 14, 64))
+        >>> bool(tf.reduce_all(block(x) == x))  # a new block is the identity
+        True
+        >>> block.attention(x, positions=[0, 97]).shape
+        TensorShape([2, 2, 49])
+    """
+
+    spec: NonLocalSpec | None
+
+    def __init__(
+        self,
+        channels: int | None = None,
+        *,
+        method: str = "auto",
+        data_format: str | None = None,
+        name: str | None = None,
+        dtype: Any = None,
+        trainable: bool = True,
+        autocast: bool = True,
+        **options: Unpack[SpecOptions],
+    ) -> None:
+        """Create the parameters if `channels` is known; see the class for the arguments."""
+        super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=autocast)
+        check_method(method)
+        data_format = keras.config.image_data_format() if data_format is None else data_format
+        self.data_format = check_choice("data_format", data_format, ("channels_last", "channels_first"))
+        self.method, self.channels = method, channels
+        self.supports_masking = True
+        self.spec, self.norm = None, None
+        self._spec_of = partial(NonLocalSpec, **options)
+        spec = self._spec_of(channels=1 if channels is None else channels)  # refuses wrong options in any case
+        if channels is not None:
+            self._create(spec)
+            self.built = True
+
+    @classmethod
+    def from_spec(
+        cls,
+        spec: NonLocalSpec,
+        *,
+        method: str = "auto",
+        data_format: str | None = None,
+        name: str | None = None,
+        dtype: Any = None,
+        trainable: bool = True,
+        autocast: bool = True,
+    ) -> Self:
+        """Return a new block that computes `spec`."""
+        options = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+        own = {"method": method, "data_format": data_format, "name": name, "dtype": dtype}
+        return cls(**options, **own, trainable=trainable, autocast=autocast)
+
+    def build(self, x_shape: Sequence[Size], key_mask_shape: Sequence[Size] | None = None) -> None:
+        """Create the parameters for an input of this shape, if they do not exist yet.
+
+        Args:
+            x_shape: the shape of `x`, None where a size is unknown.
+            key_mask_shape: the shape of `key_mask`, if there is one.
+
+        Raises:
+            ValueError: if the shape does not fit the options, or its channels are needed and unknown.
+        """
+        shape = self._last(x_shape)
+        if self.spec is None and shape[-1] is None:
+            raise fail_value("channels", "be given where the channels of the input are unknown", None)
+        spec = self._spec_of(channels=shape[-1]) if self.spec is None else self.spec
+        spec.check_input(shape, mask_shape=key_mask_shape)
+        if self.spec is None:
+            self._create(spec)
+
+    def call(
+        self,
+        x: tf.Tensor,
+        key_mask: tf.Tensor | None = None,
+        training: bool | None = None,
+        mask: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """Return z_i = x_i + norm(W_z y_i + b_z).
+
+        Args:
+            x: `(B, S1..Sk, C)`, k = 1, 2 or 3, floating point, or `(B, C, S1..Sk)` as `data_format` says.
+            key_mask: `(B, S1..Sk)`, True where a position serves as a key. None: where `mask` is True.
+            training: whether batch normalisation uses the statistics of this input and updates the running ones.
+            mask: the mask that Keras attached to `x`, if any; it stays attached to z.
+
+        Returns:
+            z, with the shape and the dtype of `x` as cast by Keras.
+
+        Raises:
+            TypeError: if `x` is not floating point or `key_mask` is not boolean.
+            ValueError: if a shape does not fit the spec.
+        """
+        key_mask = mask if key_mask is None else key_mask
+        from_batch = bool(training) and self.norm is not None and self.norm.trainable
+        grid, sets = self._enter(x, key_mask, training=from_batch)
+        theta = _flat(_cut(self._queries(grid), sets))
+        phi, g, valid = self._keys(grid, sets, key_mask)
+        y = aggregate(theta, phi, g, **self._form(), key_mask=valid)
+        r = self._project(_uncut(y, sets, sets.inner_sizes), "out")
+        z = self._first(tf.reshape(self._normalize(r, training), _sizes(grid)))
+        z = tf.cast(z, x.dtype)
+        return x + z if self.spec.residual else z
+
+    def attention(
+        self,
+        x: tf.Tensor,
+        positions: Sequence[int] | tf.Tensor | None = None,
+        key_mask: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """Return rows of the weights w_ij with which the block sums its keys.
+
+        Args:
+            x: `(B, S1..Sk, C)`, or `(B, C, S1..Sk)` as `data_format` says.
+            positions: flat indices of Q queries, row-major. None: all N.
+            key_mask: `(B, S1..Sk)`, True where a position serves as a key.
+
+        Returns:
+            `(B, Q, M)` in the dtype of `x`: M counts every key of the pooled grid in row-major order, and the
+            weight is 0 where a key is masked or lies outside the set of the query.
+
+        Raises:
+            TypeError: if an argument has a wrong type.
+            ValueError: if a shape does not fit the spec or a position is out of range.
+        """
+        if self.spec is None:
+            self.build(x.shape)
+        grid, sets = self._enter(x, key_mask, training=False)
+        flat = _flat(grid)
+        queries, keys = _set_numbers(sets)
+        if positions is not None:
+            chosen = check_positions(positions, flat.shape[1])
+            flat, queries = tf.gather(flat, chosen, axis=1), tf.gather(queries, chosen)
+        phi, _, mask = self._keys(grid, sets, key_mask)
+        valid = (queries[:, None] == keys)[None]
+        if mask is not None:
+            phi = masked(phi, mask)
+            valid &= tf.linalg.matrix_transpose(_uncut(mask[..., None], sets, sets.key_sizes))
+        phi = _uncut(phi, sets, sets.key_sizes)
+        return tf.cast(pairwise_weights(self._queries(flat), phi, **self._form(), valid=valid), x.dtype)
+
+    def export_params(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Return a copy of the parameters under their canonical names, as NumPy arrays (bfloat16 as float32)."""
+        weights = {name: weight.numpy() for name, weight in self._canonical().items()}
+        return {name: np.array(a, "float32" if dtype_name(a) == "bfloat16" else None) for name, a in weights.items()}
+
+    def import_params(self, params: Mapping[str, Any]) -> None:
+        """Take over parameters under their canonical names; nothing changes if they do not fit.
+
+        Args:
+            params: a mapping from exactly the names of `nonlocal_core.param_shapes(self.spec)` to arrays.
+
+        Raises:
+            TypeError: if `params` is not a mapping.
+            ValueError: if a parameter is missing or unknown, or has a wrong shape.
+        """
+        weights = self._canonical()
+        check_params(params, self.spec)
+        given = {name: tf.cast(np.asarray(params[name]), weight.dtype) for name, weight in weights.items()}
+        for name, weight in weights.items():
+            weight.assign(given[name])
+
+    def compute_output_shape(self, x_shape: Sequence[Size]) -> tuple[Size, ...]:
+        """Return the shape of z, which is that of `x`."""
+        return tuple(x_shape)
+
+    def compute_output_spec(
+        self,
+        x: Any,
+        key_mask: Any = None,
+        training: bool | None = None,  # noqa: ARG002 - Keras gives what `call` takes
+        mask: Any = None,
+    ) -> keras.KerasTensor:
+        """Return the shape and the dtype of z for a symbolic `x`, which is checked."""
+        self._check(x, mask if key_mask is None else key_mask, training=False)
+        return keras.KerasTensor(x.shape, dtype=x.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor, from which Keras makes an equal layer.
+
+        Raises:
+            ValueError: if `pairwise` is a function.
+        """
+        spec = self._spec_of(channels=1 if self.channels is None else self.channels)
+        inner = self._spec_of.keywords.get("inner_channels")
+        return {
+            **super().get_config(),
+            **json.loads(spec.to_json()),
+            "channels": None if self.channels is None else spec.channels,
+            "inner_channels": None if inner is None else spec.inner_channels,
+            "method": self.method,
+            "data_format": self.data_format,
+            "autocast": self.autocast,
+        }
+
+    def _create(self, spec: NonLocalSpec) -> None:
+        """Take the spec and create its parameters."""
+        self.spec = spec
+        for name, shape in param_shapes(spec).items():
+            if spec.norm != "batch" or not name.startswith("norm."):
+                weight = self.add_weight(shape=shape, initializer=_initializer(name, spec), name=name)
+                # Checkpoints of TensorFlow find attributes, and pass over the values of a dict.
+                setattr(self, name.replace(".", "_"), weight)
+        if spec.norm == "batch":
+            self.norm = _BatchNorm(
+                momentum=1 - spec.norm_momentum,
+                epsilon=spec.norm_epsilon,
+                gamma_initializer=_initializer("norm.weight", spec),
+                name="norm",
+                dtype=self.variable_dtype,
+                trainable=self.trainable,
+            )
+            with keras.name_scope(self.name, caller=self):
+                self.norm.build((None, None, spec.channels))
+
+    def _canonical(self) -> dict[str, Any]:
+        """Return the live parameters and statistics under their canonical names."""
+        if self.spec is None:
+            raise fail_value("channels", "be given, or the block built, before it has parameters", None)
+        norm = {} if self.norm is None else {name: getattr(self.norm, own) for name, own in _NORM_NAMES.items()}
+        return {name: norm[name] if name in norm else self._own(name) for name in param_shapes(self.spec)}
+
+    def _own(self, name: str) -> Any:
+        """Return the parameter of this canonical name that the block itself holds, None if it has none."""
+        return getattr(self, name.replace(".", "_"), None)
+
+    def _last(self, shape: Sequence[Size]) -> tuple[Size, ...]:
+        """Return a shape in the order of channels last."""
+        shape = tuple(shape)
+        return shape if self.data_format == "channels_last" else (*shape[:1], *shape[2:], *shape[1:2])
+
+    def _first(self, a: tf.Tensor) -> tf.Tensor:
+        """Return an array with channels last in the data format of the layer."""
+        axes = range(a.shape.rank)
+        return a if self.data_format == "channels_last" else tf.transpose(a, [0, axes[-1], *axes[1:-1]])
+
+    def _check(self, x: Any, key_mask: Any, *, training: bool) -> None:
+        self.spec.check_input(
+            self._last(x.shape),
+            dtype=dtype_name(x),
+            mask_shape=None if key_mask is None else tuple(key_mask.shape),
+            mask_dtype="bool" if key_mask is None else dtype_name(key_mask),
+            training=training,
+        )
+
+    def _enter(self, x: tf.Tensor, key_mask: tf.Tensor | None, *, training: bool) -> tuple[tf.Tensor, Sets]:
+        """Return the checked input as `(B, S1..Sk, C)` in the compute dtype, and its sets."""
+        self._check(x, key_mask, training=training)
+        axes = self._last(range(len(x.shape)))
+        grid = tf.cast(x if self.data_format == "channels_last" else tf.transpose(x, axes), self.compute_dtype)
+        return grid, self.spec.sets(_sizes(grid)[1:-1])
+
+    def _form(self) -> dict[str, Any]:
+        """Return the arguments that say how scores become weights."""
+        return {
+            "pairwise": self.spec.pairwise,
+            "softmax": self.spec.is_softmax,
+            "scale": self.spec.scale_factor,
+            "concat_weight": self._own("concat.weight"),
+            "concat_bias": self._own("concat.bias"),
+        }
+
+    def _project(self, a: tf.Tensor, layer: str) -> tf.Tensor:
+        """Return W a + b on the last axis, in the compute dtype."""
+        product = tf.tensordot(a, tf.cast(self._own(f"{layer}.weight"), a.dtype), [[-1], [1]])
+        bias = self._own(f"{layer}.bias")
+        return product if bias is None else product + tf.cast(bias, a.dtype)
+
+    def _queries(self, a: tf.Tensor) -> tf.Tensor:
+        return self._project(a, "theta") if self.spec.has_embedding else a
+
+    def _keys(
+        self, grid: tf.Tensor, sets: Sets, key_mask: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+        """Return phi and g (B', M, C') and which keys are valid (B', M), for each set."""
+        mask = valid = None
+        if key_mask is not None:
+            grid, mask = masked(grid, key_mask), _cut(key_mask[..., None], sets)
+            valid = _flat(_reduced(tf.logical_or, mask, sets))[..., 0]
+        if self.spec.subsample_at == "input":
+            pooled = _pool(_cut(grid, sets), sets, mask, valid)
+            phi = self._project(pooled, "phi") if self.spec.has_embedding else pooled
+            return phi, self._project(pooled, "g"), valid
+        phi = self._project(grid, "phi") if self.spec.has_embedding else grid
+        phi, g = (_pool(_cut(a, sets), sets, mask, valid) for a in (phi, self._project(grid, "g")))
+        return phi, g, valid
+
+    def _normalize(self, r: tf.Tensor, training: bool | None) -> tf.Tensor:
+        if self.spec.norm is None:
+            return r
+        if self.spec.norm == "affine":
+            return r * tf.cast(self._own("norm.weight"), r.dtype) + tf.cast(self._own("norm.bias"), r.dtype)
+        return self.norm(r, training=training)
+
+
+class _BatchNorm(keras.layers.BatchNormalization):
+    """Keras' layer on `(B, N, C)`, with second derivatives that are right in training.
+
+    Keras takes the variance about a mean that has no gradient, which is right for first derivatives alone.
+    """
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: None = None) -> tf.Tensor:
+        """Return gamma (r - mean) / sqrt(variance + epsilon) + beta."""
+        if not (training and self.trainable):
+            return super().call(inputs, training=False, mask=mask)
+        r = tf.cast(inputs, wide(inputs.dtype))
+        gamma, beta, *running = (
+            tf.cast(weight, r.dtype) for weight in (self.gamma, self.beta, self.moving_mean, self.moving_variance)
+        )
+        shift = tf.stop_gradient(_mean(r))
+        r -= shift  # a long sum in float32 loses digits, the fewer the smaller its terms
+        mean = _mean(r)
+        variance = _mean(tf.square(r - mean))
+        self.moving_mean.assign(self.momentum * running[0] + (1 - self.momentum) * (shift + mean))
+        self.moving_variance.assign(self.momentum * running[1] + (1 - self.momentum) * variance)
+        return tf.cast(gamma * ((r - mean) / tf.sqrt(variance + self.epsilon)) + beta, inputs.dtype)
+
+
+def _mean(r: tf.Tensor) -> tf.Tensor:
+    """Return the mean of each channel of `(B, N, C)`, by sample first: two short sums are more exact than one."""
+    return tf.reduce_mean(tf.reduce_mean(r, axis=1), axis=0)
+
+
+def _initializer(name: str, spec: NonLocalSpec) -> keras.initializers.Initializer:
+    """Return how a parameter starts; one of its own for each, since Keras' repeat their values."""
+    mean, deviation = initial_moments(name, spec)
+    return keras.initializers.RandomNormal(mean, deviation) if deviation else keras.initializers.Constant(mean)
+
+
+def _sizes(a: tf.Tensor) -> list[Any]:
+    """Return the shape of `a`: ints, and scalar tensors for sizes that are unknown while it is traced."""
+    return [tf.shape(a)[axis] if size is None else size for axis, size in enumerate(a.shape)]
+
+
+def _flat(a: tf.Tensor) -> tf.Tensor:
+    """Return `(B, S1..Sk, C)` as `(B, N, C)`."""
+    sizes = _sizes(a)
+    return tf.reshape(a, [sizes[0], math.prod(sizes[1:-1]), sizes[-1]])
+
+
+def _cut(a: tf.Tensor, sets: Sets) -> tf.Tensor:
+    """Take `(B, S1..Sk, C)` apart into sets, `(B', *inner, C)`."""
+    a = tf.transpose(tf.reshape(a, [-1, *sets.grid, a.shape[-1]]), sets.cut_axes)
+    return tf.reshape(a, [-1, *sets.inner_sizes, a.shape[-1]])
+
+
+def _uncut(a: tf.Tensor, sets: Sets, inner_sizes: Sequence[Any]) -> tf.Tensor:
+    """Put the queries or the keys of all sets, `(B', N', C)`, back in row-major order, `(B, N, C)`."""
+    a = tf.reshape(a, [-1, *sets.outer_sizes, *inner_sizes, a.shape[-1]])
+    return _flat(tf.transpose(a, sets.uncut_axes))
+
+
+def _pool(a: tf.Tensor, sets: Sets, mask: tf.Tensor | None, valid: tf.Tensor | None) -> tf.Tensor:
+    """Return the largest valid value of each window of `(B', *inner, C)` as `(B', M, C)`, 0 where none is."""
+    if sets.window is None:
+        return _flat(a)
+    if mask is None:
+        return _flat(_reduced(tf.maximum, a, sets))
+    a = tf.where(mask, a, tf.constant(float("-inf"), a.dtype))
+    return masked(_flat(_reduced(tf.maximum, a, sets)), valid)
+
+
+def _reduced(function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], a: tf.Tensor, sets: Sets) -> tf.Tensor:
+    """Reduce each window of `(B', *inner, C)` to one position; a remainder is dropped.
+
+    TensorFlow's own pooling lacks dtypes on the CPU. At a tie the gradient of `tf.maximum` goes to its first
+    argument, so with the last axis reduced first it goes to the first position in row-major order.
+    """
+    windows = enumerate(zip(sets.key_sizes, sets.window or (), strict=sets.window is not None), start=1)
+    for axis, (size, length) in reversed(list(windows)):
+        if length > 1:
+            sizes = _sizes(a)
+            a = a[(slice(None),) * axis + (slice(size * length),)]
+            a = tf.reshape(a, [*sizes[:axis], size, length, *sizes[axis + 1 :]])
+            a = reduce(function, tf.unstack(a, num=length, axis=axis + 1))
+    return a
+
+
+def _set_numbers(sets: Sets) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the number of the set of each query (N,) and of each key (M,), in row-major order."""
+    numbers = tf.range(sets.count)[:, None, None]
+    queries, keys = (
+        _uncut(tf.tile(numbers, [1, math.prod(sizes), 1]), sets, sizes)[0, :, 0]
+        for sizes in (sets.inner_sizes, sets.key_sizes)
+    )
+    return queries, keys

@@ -1,0 +1,133 @@
+"""The non-local operation on TensorFlow tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Unpack
+
+import tensorflow as tf
+
+from nonlocal_core.checks import OpOptions, check_op
+from nonlocal_core.options import is_softmax
+
+__all__ = ["nonlocal_op"]
+
+Pairwise = str | Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+def nonlocal_op(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, **options: Unpack[OpOptions]) -> tf.Tensor:
+    """Compute the non-local operation, y_i = sum_j w_ij g_j (equation 1 of the paper).
+
+    Scores, weights and sums are at least float32, whatever the dtype of the operands. Sizes may be unknown when
+    the operation is traced.
+
+    Args:
+        theta: queries `(B, N, C')`.
+        phi: keys `(B, M, C')`.
+        g: values `(B, M, D)`.
+        **options: those of `nonlocal_core.nonlocal_op`: `pairwise`, `scale`, `concat_weight`, `concat_bias`,
+            `normalize`, `key_mask` `(B, M)` and `method`.
+
+    Returns:
+        y `(B, N, D)` in the dtype of `theta`.
+
+    Raises:
+        TypeError: if an argument has a wrong type.
+        ValueError: if shapes or options do not fit each other.
+
+    Example:
+        >>> theta, phi, g = tf.ones((1, 2, 4)), tf.ones((1, 3, 4)), tf.reshape(tf.range(3.0), (1, 3, 1))
+        >>> nonlocal_op(theta, phi, g)[0, :, 0].numpy()
+        array([1., 1.], dtype=float32)
+    """
+    scale = check_op(theta, phi, g, **options)
+    return aggregate(
+        theta,
+        phi,
+        g,
+        pairwise=options.get("pairwise", "embedded_gaussian"),
+        softmax=is_softmax(options.get("pairwise", "embedded_gaussian"), options.get("normalize")),
+        scale=scale,
+        concat_weight=options.get("concat_weight"),
+        concat_bias=options.get("concat_bias"),
+        key_mask=options.get("key_mask"),
+    )
+
+
+def aggregate(
+    theta: tf.Tensor,
+    phi: tf.Tensor,
+    g: tf.Tensor,
+    *,
+    pairwise: Pairwise,
+    softmax: bool,
+    scale: float,
+    concat_weight: tf.Tensor | None,
+    concat_bias: tf.Tensor | None,
+    key_mask: tf.Tensor | None,
+) -> tf.Tensor:
+    """Compute the operation on checked arguments; every method is the matrix form."""
+    if key_mask is not None:
+        phi, g = (masked(a, key_mask) for a in (phi, g))
+    weights = pairwise_weights(
+        theta,
+        phi,
+        pairwise=pairwise,
+        softmax=softmax,
+        scale=scale,
+        concat_weight=concat_weight,
+        concat_bias=concat_bias,
+        valid=None if key_mask is None else key_mask[:, None, :],
+    )
+    return tf.cast(weights @ tf.cast(g, weights.dtype), theta.dtype)
+
+
+def wide(dtype: tf.DType) -> tf.DType:
+    """Return float64 for itself, and float32 for all others."""
+    return tf.float64 if dtype == tf.float64 else tf.float32
+
+
+def masked(a: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """Return `a` (..., C) where the mask (...) is true, 0 elsewhere."""
+    return tf.where(mask[..., None], a, tf.constant(0, a.dtype))
+
+
+def pairwise_weights(
+    theta: tf.Tensor,
+    phi: tf.Tensor,
+    *,
+    pairwise: Pairwise,
+    softmax: bool,
+    scale: float,
+    concat_weight: tf.Tensor | None,
+    concat_bias: tf.Tensor | None,
+    valid: tf.Tensor | None,
+) -> tf.Tensor:
+    """Return the weights w_ij (B, N, M), at least in float32; `valid` is (B or 1, N or 1, M)."""
+    dtype = wide(theta.dtype)
+    theta, phi = tf.cast(theta, dtype), tf.cast(phi, dtype)
+    if not isinstance(pairwise, str):
+        scores = scale * pairwise(theta, phi)
+    elif pairwise == "concatenation":
+        weight = tf.cast(concat_weight, dtype)
+        half = weight.shape[0] // 2
+        a, b = tf.tensordot(theta, weight[:half], 1), tf.tensordot(phi, weight[half:], 1)
+        a = a if concat_bias is None else a + tf.cast(concat_bias, dtype)
+        scores = scale * tf.nn.relu(a[:, :, None] + b[:, None, :])
+    else:
+        scores = tf.matmul(scale * theta, phi, transpose_b=True)
+    if softmax:
+        return _softmax(scores, valid)
+    if valid is None:
+        return scores / tf.cast(tf.shape(phi)[1], dtype)
+    count = tf.reduce_sum(tf.cast(valid, dtype), axis=-1, keepdims=True)
+    return tf.where(valid, scores, tf.constant(0, dtype)) / tf.maximum(count, 1)
+
+
+def _softmax(scores: tf.Tensor, valid: tf.Tensor | None) -> tf.Tensor:
+    if valid is None:
+        return tf.nn.softmax(scores)
+    # A row without any key would be NaN: it is computed with every key, then set to 0.
+    empty = ~tf.reduce_any(valid, axis=-1, keepdims=True)
+    scores = tf.where(valid | empty, scores, tf.constant(float("-inf"), scores.dtype))
+    return tf.where(valid, tf.nn.softmax(scores), tf.constant(0, scores.dtype))

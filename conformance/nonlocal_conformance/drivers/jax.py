@@ -1,0 +1,274 @@
+"""The driver of the JAX adapter."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from nonlocal_conformance.capabilities import BACKENDS
+from nonlocal_core import NonLocalSpec
+from nonlocal_core.checks import METHODS
+from nonlocal_core.parameters import STATISTICS
+from nonlocal_jax import NonLocalBlock, nonlocal_block, nonlocal_op
+
+__all__ = ["JaxDriver"]
+
+Array = np.ndarray[Any, Any]
+Params = dict[str, Array]
+Options = tuple[tuple[str, Any], ...]
+
+
+class JaxDriver:
+    """`nonlocal_jax` on one device, every call compiled: op by op, hundreds of cases would take far longer."""
+
+    name = "jax"
+    version = jax.__version__
+    dtypes = ("float64", "float32")
+    methods = METHODS
+    mixed_dtypes = ("bfloat16", "float16")
+    capabilities = BACKENDS["jax"]
+    unbiased = False
+
+    def __init__(self, device: str = "cpu") -> None:
+        """Take the device, which must be there."""
+        try:
+            self._device = jax.devices(device)[0]
+        except RuntimeError as error:
+            message = f"`device` must be one that JAX finds on this machine. Got {device!r}."
+            raise ValueError(message) from error
+        self.device = device
+        self._options = _quick_options() if self._device.platform == "cpu" else None
+        self._call = self._jit(_call, "graph")
+        self._vjp = self._jit(_vjp, "spec", "training", "method")
+        self._hvp = self._jit(_hvp, "spec", "training")
+        self._op = self._jit(_op, "options")
+        self._op_vjp = self._jit(_op_vjp, "options")
+
+    def block(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        key_mask: Array | None = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> tuple[Array, Params]:
+        """Return the output of a block and its running statistics after the call."""
+        with self._scope(x, key_mask):
+            block = _block(spec, params, training=training, method=method)
+            return self._run(block, x, key_mask), _statistics(block)
+
+    def steps(
+        self, spec: NonLocalSpec, params: Params, inputs: Sequence[Array], *, training: bool = False
+    ) -> list[tuple[Array, Params]]:
+        """Call one block on each input in turn."""
+        with self._scope(*inputs):
+            block = _block(spec, params, training=training)
+            return [(self._run(block, x), _statistics(block)) for x in inputs]
+
+    def vjp(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        key_mask: Array | None = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> tuple[Array, Params]:
+        """Return the gradients of the input and of the parameters."""
+        with self._scope(x, key_mask):
+            return _gradients(self._vjp(x, params, dz, key_mask, spec=spec, training=training, method=method))
+
+    def hvp(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        vx: Array,
+        vparams: Params,
+        key_mask: Array | None = None,
+        *,
+        training: bool = False,
+    ) -> tuple[Array, Params]:
+        """Return the gradients of <gradients, v>, reverse over reverse."""
+        with self._scope(x, key_mask):
+            return _gradients(self._hvp(x, params, dz, vx, vparams, key_mask, spec=spec, training=training))
+
+    def train(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        target: Array,
+        key_mask: Array | None = None,
+        *,
+        steps: int,
+        rate: float,
+    ) -> tuple[list[float], Params]:
+        """Return the losses, mean squares of z - target, and the parameters of plain SGD in training mode."""
+        with self._scope(x, key_mask):
+            block = _block(spec, params, training=True)
+            optimizer = nnx.Optimizer(block, optax.sgd(rate), wrt=nnx.Param)
+            losses = [float(_step(block, optimizer, x, target, key_mask)) for _ in range(steps)]
+            return losses, block.export_params()
+
+    def op(self, theta: Array, phi: Array, g: Array, **options: Any) -> Array:
+        """Return the operation alone."""
+        arrays, static = _divided({"theta": theta, "phi": phi, "g": g, **options})
+        with self._scope(*arrays.values()):
+            return np.array(self._op(arrays, options=static))
+
+    def op_vjp(self, theta: Array, phi: Array, g: Array, dy: Array, **options: Any) -> Params:
+        """Return the gradients of the operation alone."""
+        arrays, static = _divided({"theta": theta, "phi": phi, "g": g, **options})
+        key_mask = arrays.pop("key_mask", None)
+        with self._scope(*arrays.values()):
+            return {name: np.array(d) for name, d in self._op_vjp(arrays, key_mask, dy, options=static).items()}
+
+    def attention(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        positions: Any = None,
+        key_mask: Array | None = None,
+    ) -> Array:
+        """Return rows of the weights."""
+        with self._scope(x, key_mask):
+            graph, state = nnx.split(_block(spec, params))
+            rows = self._jit(lambda state, *args: nnx.merge(graph, state).attention(args[0], positions, args[1]))
+            return np.array(rows(state, x, key_mask))
+
+    def export(self, spec: NonLocalSpec, params: Params) -> Params:
+        """Take parameters in and give them out again."""
+        with self._scope(*params.values()):
+            return _block(spec, params).export_params()
+
+    def initial(self, spec: NonLocalSpec) -> Params:
+        """Return the parameters of a new block."""
+        with self._scope():
+            return NonLocalBlock.from_spec(spec, rngs=nnx.Rngs(0)).export_params()
+
+    def compiled(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        key_mask: Array | None = None,
+        *,
+        training: bool = False,
+    ) -> Array:
+        """Return the output of the pure function, compiled as JAX does by default."""
+        with self._scope(x, key_mask):
+            call = jax.jit(nonlocal_block, static_argnames=("spec", "training"))
+            return np.array(call(x, params, spec, key_mask, training))
+
+    def mixed(self, spec: NonLocalSpec, params: Params, x: Array, dtype: str, key_mask: Array | None = None) -> Array:
+        """Return the output of a block with another compute dtype."""
+        with self._scope(x, key_mask):
+            return self._run(_block(spec, params, dtype=jnp.dtype(dtype)), x, key_mask)
+
+    def _run(self, block: NonLocalBlock, x: Array, key_mask: Array | None = None) -> Array:
+        """Call a block, which afterwards has the statistics that the call left."""
+        graph, state = nnx.split(block)
+        z, state = self._call(state, x, key_mask, graph=graph)
+        nnx.update(block, state)
+        return np.array(z)
+
+    def _jit(self, function: Callable[..., Any], *static: str) -> Callable[..., Any]:
+        return jax.jit(function, static_argnames=static, compiler_options=self._options)
+
+    @contextlib.contextmanager
+    def _scope(self, *arrays: Array | None) -> Iterator[None]:
+        """Compute on the device, in 64 bits if an array has them."""
+        wide = any(a is not None and a.dtype.itemsize == 8 for a in arrays)  # noqa: PLR2004 - bytes
+        with jax.default_device(self._device), jax.enable_x64(wide):
+            yield
+
+
+def _quick_options() -> dict[str, Any] | None:
+    """Return options with which XLA compiles small programs several times faster, None where it lacks them."""
+    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(lambda a: a, compiler_options=options)(0.0)
+    except jax.errors.JaxRuntimeError:
+        return None
+    return options
+
+
+def _call(state: Any, x: Any, key_mask: Any, *, graph: Any) -> tuple[jax.Array, Any]:
+    block = nnx.merge(graph, state)
+    return block(x, key_mask), nnx.state(block)
+
+
+def _vjp(
+    x: Any, params: Any, dz: Any, key_mask: Any, *, spec: NonLocalSpec, training: bool, method: str = "auto"
+) -> Any:
+    def function(x: Any, params: Any) -> jax.Array:
+        return nonlocal_block(x, params, spec, key_mask, training, method=method)
+
+    return jax.vjp(function, x, params)[1](dz)
+
+
+def _hvp(
+    x: Any, params: Any, dz: Any, vx: Any, vparams: Any, key_mask: Any, *, spec: NonLocalSpec, training: bool
+) -> Any:
+    def slope(x: Any, params: Any) -> jax.Array:
+        dx, dparams = _vjp(x, params, dz, key_mask, spec=spec, training=training)
+        return jnp.vdot(dx, vx) + sum(jnp.vdot(dparams[name], v) for name, v in vparams.items())
+
+    return jax.grad(slope, argnums=(0, 1))(x, params)
+
+
+@nnx.jit
+def _step(block: NonLocalBlock, optimizer: nnx.Optimizer[NonLocalBlock], x: Any, target: Any, key_mask: Any) -> Any:
+    def loss_of(block: NonLocalBlock) -> jax.Array:
+        return jnp.mean(optax.squared_error(block(x, key_mask), target))
+
+    loss, gradients = nnx.value_and_grad(loss_of)(block)
+    optimizer.update(block, gradients)
+    return loss
+
+
+def _op(arrays: Any, *, options: Options) -> jax.Array:
+    return nonlocal_op(**arrays, **dict(options))
+
+
+def _op_vjp(arrays: Params, key_mask: Any, dy: Any, *, options: Options) -> Any:
+    return jax.vjp(lambda arrays: _op({**arrays, "key_mask": key_mask}, options=options), arrays)[1](dy)[0]
+
+
+def _block(spec: NonLocalSpec, params: Params, *, training: bool = False, **options: Any) -> NonLocalBlock:
+    """Return a block with these parameters, in their dtype."""
+    param_dtype = next((a.dtype for a in params.values()), np.dtype("float32"))
+    block = NonLocalBlock.from_spec(spec, rngs=nnx.Rngs(0), param_dtype=param_dtype, **options)
+    block.import_params(params)
+    block.set_attributes(use_running_average=not training)
+    return block
+
+
+def _divided(arguments: dict[str, Any]) -> tuple[Params, Options]:
+    """Return the arrays among arguments, and the others in a form that can be static."""
+    arrays = {name: a for name, a in arguments.items() if isinstance(a, np.ndarray)}
+    return arrays, tuple((name, a) for name, a in arguments.items() if name not in arrays)
+
+
+def _gradients(gradients: tuple[Any, dict[str, Any]]) -> tuple[Array, Params]:
+    dx, dparams = gradients
+    return np.array(dx), {name: np.array(d) for name, d in dparams.items() if name not in STATISTICS}
+
+
+def _statistics(block: NonLocalBlock) -> Params:
+    params = block.export_params()
+    return {name: params[name] for name in STATISTICS if name in params}

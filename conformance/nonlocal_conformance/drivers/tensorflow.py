@@ -1,0 +1,248 @@
+"""The driver of the TensorFlow adapter."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from nonlocal_conformance.capabilities import BACKENDS
+from nonlocal_core import NonLocalSpec
+from nonlocal_core.checks import METHODS
+from nonlocal_core.parameters import STATISTICS
+from nonlocal_tensorflow import NonLocalBlock, nonlocal_op
+
+__all__ = ["TensorflowDriver"]
+
+Array = np.ndarray[Any, Any]
+Params = dict[str, Array]
+
+_DEVICES = {"cpu": "CPU", "cuda": "GPU", "gpu": "GPU"}
+_NORM_NAMES = {"gamma": "norm.weight", "beta": "norm.bias"}
+
+
+class TensorflowDriver:
+    """`nonlocal_tensorflow` on one device."""
+
+    name = "tensorflow"
+    version = tf.__version__
+    dtypes = ("float64", "float32")
+    methods = METHODS
+    mixed_dtypes = ("bfloat16", "float16")
+    capabilities = BACKENDS["tensorflow"]
+    unbiased = False
+
+    def __init__(self, device: str = "cpu") -> None:
+        """Take the device, which must be there."""
+        kind, _, number = device.partition(":")
+        self._where = f"{_DEVICES.get(kind, kind)}:{number}" if number else f"{_DEVICES.get(kind, kind)}:0"
+        if not any(found.name.endswith(f":{self._where}") for found in tf.config.list_logical_devices()):
+            message = f"`device` must be one that TensorFlow finds on this machine. Got {device!r}."
+            raise ValueError(message)
+        self.device = device
+
+    def block(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        key_mask: Array | None = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> tuple[Array, Params]:
+        """Return the output of a block and its running statistics after the call."""
+        with self._scope():
+            block = _block(spec, params, x.dtype, method=method)
+            z = block(tf.constant(x), key_mask=_mask(key_mask), training=training)
+            return z.numpy(), _statistics(block)
+
+    def steps(
+        self, spec: NonLocalSpec, params: Params, inputs: Sequence[Array], *, training: bool = False
+    ) -> list[tuple[Array, Params]]:
+        """Call one block on each input in turn."""
+        with self._scope():
+            block = _block(spec, params, inputs[0].dtype)
+            return [(block(tf.constant(x), training=training).numpy(), _statistics(block)) for x in inputs]
+
+    def vjp(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        key_mask: Array | None = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> tuple[Array, Params]:
+        """Return the gradients of the input and of the parameters."""
+        with self._scope():
+            block, given = _block(spec, params, x.dtype, method=method), tf.constant(x)
+            with tf.GradientTape() as tape:
+                tape.watch(given)
+                z = block(given, key_mask=_mask(key_mask), training=training)
+            dx, dparams = tape.gradient(z, (given, _trainable(block)), tf.constant(dz))
+            return dx.numpy(), {name: d.numpy() for name, d in dparams.items()}
+
+    def hvp(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        vx: Array,
+        vparams: Params,
+        key_mask: Array | None = None,
+        *,
+        training: bool = False,
+    ) -> tuple[Array, Params]:
+        """Return the gradients of <gradients, v>, reverse over reverse."""
+        with self._scope():
+            block, given = _block(spec, params, x.dtype), tf.constant(x)
+            sources = (given, _trainable(block))
+            with tf.GradientTape() as outer:
+                outer.watch(given)
+                with tf.GradientTape() as inner:
+                    inner.watch(given)
+                    z = block(given, key_mask=_mask(key_mask), training=training)
+                dx, dparams = inner.gradient(z, sources, tf.constant(dz))
+                products = [dx * vx, *(d * vparams[name] for name, d in dparams.items())]
+                product = tf.add_n([tf.reduce_sum(a) for a in products])
+            zero = tf.UnconnectedGradients.ZERO
+            hx, hparams = outer.gradient(product, sources, unconnected_gradients=zero)
+            return hx.numpy(), {name: h.numpy() for name, h in hparams.items()}
+
+    def train(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        target: Array,
+        key_mask: Array | None = None,
+        *,
+        steps: int,
+        rate: float,
+    ) -> tuple[list[float], Params]:
+        """Return the losses, mean squares of z - target, and the parameters of plain SGD in training mode."""
+        with self._scope():
+            block = _block(spec, params, x.dtype)
+            optimizer, mean_square, losses = keras.optimizers.SGD(rate), keras.losses.MeanSquaredError(), []
+            for _ in range(steps):
+                with tf.GradientTape() as tape:
+                    loss = mean_square(target, block(tf.constant(x), key_mask=_mask(key_mask), training=True))
+                weights = block.trainable_weights
+                optimizer.apply(tape.gradient(loss, weights), weights)
+                losses.append(float(loss))
+            return losses, block.export_params()
+
+    def op(self, theta: Array, phi: Array, g: Array, **options: Any) -> Array:
+        """Return the operation alone."""
+        with self._scope():
+            return nonlocal_op(*map(tf.constant, (theta, phi, g)), **_options(options)).numpy()
+
+    def op_vjp(self, theta: Array, phi: Array, g: Array, dy: Array, **options: Any) -> Params:
+        """Return the gradients of the operation alone."""
+        arrays = {"theta": theta, "phi": phi, "g": g}
+        arrays |= {name: options.pop(name) for name in ("concat_weight", "concat_bias") if name in options}
+        with self._scope():
+            leaves = {name: tf.constant(a) for name, a in arrays.items()}
+            with tf.GradientTape() as tape:
+                tape.watch(leaves)
+                y = nonlocal_op(**leaves, **_options(options))
+            return {name: d.numpy() for name, d in tape.gradient(y, leaves, tf.constant(dy)).items()}
+
+    def attention(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        positions: Any = None,
+        key_mask: Array | None = None,
+    ) -> Array:
+        """Return rows of the weights."""
+        with self._scope():
+            return _block(spec, params, x.dtype).attention(tf.constant(x), positions, _mask(key_mask)).numpy()
+
+    def export(self, spec: NonLocalSpec, params: Params) -> Params:
+        """Take parameters in and give them out again."""
+        dtype = next(iter(params.values())).dtype if params else np.dtype("float32")
+        with self._scope():
+            return _block(spec, params, dtype).export_params()
+
+    def initial(self, spec: NonLocalSpec) -> Params:
+        """Return the parameters of a new block."""
+        state = random.getstate()
+        random.seed(0)  # where the initializers of Keras take their seeds
+        try:
+            with self._scope():
+                return NonLocalBlock.from_spec(spec).export_params()
+        finally:
+            random.setstate(state)
+
+    def compiled(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        key_mask: Array | None = None,
+        *,
+        training: bool = False,
+    ) -> Array:
+        """Return the output of a block compiled by XLA."""
+        with self._scope():
+            block = _block(spec, params, x.dtype)
+            call = tf.function(lambda x, mask: block(x, key_mask=mask, training=training), jit_compile=True)
+            return call(tf.constant(x), _mask(key_mask)).numpy()
+
+    def mixed(self, spec: NonLocalSpec, params: Params, x: Array, dtype: str, key_mask: Array | None = None) -> Array:
+        """Return the output under a policy of mixed precision, for an input that Keras leaves in its own dtype."""
+        with self._scope():
+            block = _block(spec, params, f"mixed_{dtype}", autocast=False)
+            return block(tf.constant(x), key_mask=_mask(key_mask)).numpy()
+
+    @contextmanager
+    def _scope(self) -> Iterator[None]:
+        """Compute on the device, and let errors through without the arguments that Keras adds to their words."""
+        filtering = keras.config.is_traceback_filtering_enabled()
+        keras.config.disable_traceback_filtering()
+        try:
+            with tf.device(self._where):
+                yield
+        finally:
+            if filtering:
+                keras.config.enable_traceback_filtering()
+
+
+def _block(
+    spec: NonLocalSpec, params: Params, dtype: Any, *, method: str = "auto", autocast: bool = True
+) -> NonLocalBlock:
+    policy = dtype if isinstance(dtype, str) or np.issubdtype(dtype, np.floating) else "float32"
+    block = NonLocalBlock.from_spec(
+        spec, method=method, data_format="channels_last", dtype=str(policy), autocast=autocast
+    )
+    block.import_params(params)
+    return block
+
+
+def _mask(key_mask: Array | None) -> tf.Tensor | None:
+    return None if key_mask is None else tf.constant(key_mask)
+
+
+def _options(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: tf.constant(a) if isinstance(a, np.ndarray) else a for name, a in options.items()}
+
+
+def _trainable(block: NonLocalBlock) -> dict[str, Any]:
+    """Return the trainable weights under their canonical names."""
+    return {_NORM_NAMES.get(weight.name, weight.name): weight.value for weight in block.trainable_weights}
+
+
+def _statistics(block: NonLocalBlock) -> Params:
+    params = block.export_params()
+    return {name: params[name] for name in STATISTICS if name in params}
