@@ -19,7 +19,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test peers mutants lint style types format
+.PHONY: help demo test faults peers mutants lint style types format
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -33,6 +33,9 @@ test: $(TEST) ## run the examples of the docstrings and the whole test suite; AR
 peers: $(PEERS) ## run the suite on other implementations of the block and write docs/peers.md
 	PYTHONPATH=conformance $(BIN)/python -m peers > .venv/peers.md
 	mv .venv/peers.md docs/peers.md
+
+faults: $(TEST) ## print the faulty implementations and the checks that reject them, as a table
+	$(BIN)/python conformance/tests/meta/faults.py
 
 mutants: $(MUTANTS) ## change the core line by line and see that its tests notice; takes about 20 minutes
 	PYTHONPATH=conformance:backends .venv-mutants/bin/mutmut run $(ARGS)

@@ -151,12 +151,12 @@ class NonLocalBlock(nnx.Module):
             ValueError: if a parameter is missing or unknown, or has a wrong shape.
         """
         check_params(params, self.spec)
-        self._assign(
-            {
-                name: jax.device_put(np.asarray(params[name]).astype(old.dtype), old.sharding)
-                for name, old in self._params().items()
-            }
-        )
+        given = {}
+        for name, old in self._params().items():
+            # Bound to a device only where the old array was: else it could not meet arrays on several.
+            where = old.sharding if old.committed else None
+            given[name] = jax.device_put(np.asarray(params[name]).astype(old.dtype), where)
+        self._assign(given)
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """Set the mode of a view, for `nnx.view`."""

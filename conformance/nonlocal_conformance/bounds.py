@@ -14,7 +14,7 @@ __all__ = ["output_bound"]
 UNITS = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 """Half of the distance from 1 to the next number: what one rounding changes at most, relatively."""
 
-HIGHER_ORDERS = 2.0
+HIGHER_ORDERS = 1.25
 """What the orders above the first may add."""
 
 SMALLEST = {"bfloat16": 2.0**-133, "float16": 2.0**-24}

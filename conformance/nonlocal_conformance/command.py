@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     except ImportError:
         message = 'the suite needs pytest. Install it with `pip install "nonlocal-core[test]"`.'
         raise UsageError(message) from None
+    sys.path.insert(0, str(Path.cwd()))  # a driver may be a file of the folder in which one stands
     try:
         backends.load(args.backend, args.device)
     except (ImportError, ValueError) as error:

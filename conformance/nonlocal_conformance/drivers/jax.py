@@ -24,6 +24,9 @@ Array = np.ndarray[Any, Any]
 Params = dict[str, Array]
 Options = tuple[tuple[str, Any], ...]
 
+_KEPT = 100
+"""How many calls keep what they compiled: each maps memory, and Linux allows a process 65,530 maps."""
+
 
 class JaxDriver:
     """`nonlocal_jax` on one device, every call compiled: op by op, hundreds of cases would take far longer."""
@@ -43,7 +46,7 @@ class JaxDriver:
         except RuntimeError as error:
             message = f"`device` must be one that JAX finds on this machine. Got {device!r}."
             raise ValueError(message) from error
-        self.device = device
+        self.device, self._calls = device, 0
         self._options = _quick_options() if self._device.platform == "cpu" else None
         self._call = self._jit(_call, "graph")
         self._vjp = self._jit(_vjp, "spec", "training", "method")
@@ -195,6 +198,9 @@ class JaxDriver:
         wide = any(a is not None and a.dtype.itemsize == 8 for a in arrays)  # noqa: PLR2004 - bytes
         with jax.default_device(self._device), jax.enable_x64(wide):
             yield
+        self._calls += 1
+        if self._calls % _KEPT == 0:
+            jax.clear_caches()
 
 
 def _quick_options() -> dict[str, Any] | None:

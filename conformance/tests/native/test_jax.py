@@ -1,5 +1,6 @@
 """What JAX's and Flax's users expect of a function and of a module, beyond the numbers."""
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -533,6 +534,27 @@ def test_parameters_of_bfloat16_are_exported_as_float32():
     exported_params = block.export_params()
     assert {a.dtype for a in exported_params.values()} == {np.dtype("float32")}
     assert np.array_equal(exported_params["g.weight"], block.g["weight"][...].astype(np.float32))
+
+
+TWO_DEVICES = """
+import jax, numpy as np
+from flax import nnx
+from nonlocal_jax import NonLocalBlock
+block = NonLocalBlock(6, rngs=nnx.Rngs(0))
+both = jax.sharding.NamedSharding(jax.make_mesh((2,), ("batch",)), jax.sharding.PartitionSpec("batch"))
+x = jax.device_put(np.ones((4, 5, 6), "float32"), both)
+block.import_params(block.export_params())
+assert nnx.jit(lambda block, x: block(x))(block, x).sharding.is_equivalent_to(both, 3)
+everywhere = jax.sharding.NamedSharding(both.mesh, jax.sharding.PartitionSpec())
+nnx.update(block, jax.device_put(nnx.state(block), everywhere))
+block.import_params(block.export_params())
+assert block.g["weight"][...].sharding == everywhere
+"""
+
+
+def test_imported_parameters_stay_on_the_devices_of_the_block():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", TWO_DEVICES], env=environment, check=True)
 
 
 @pytest.mark.usefixtures("x64")
