@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ _STARTS = ("one_position", "affine", "epsilon", "concat_bias")
 
 @check("initial", cases=lambda case: case.name in _STARTS, every_dtype=False)
 def start(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - a start has its own dtype
-    """New weights have mean 0 and standard deviation 0.01; what is fixed has its value exactly."""
+    """New weights have mean 0 and standard deviation 0.01, each of its own; what is fixed has its value exactly."""
     for zero_init in (True, False):
         options = {**case.options, "channels": 96, "inner_channels": 80, "zero_init": zero_init}
         spec = NonLocalSpec(**options)
@@ -48,6 +49,16 @@ def start(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - a star
             require(off < DEVIATIONS, f"the mean of new {name} is {off:.1f} standard errors from {mean}")
             off = abs(float(params[name].std()) - deviation) / (deviation / (2 * size) ** 0.5)
             require(off < DEVIATIONS, f"the deviation of new {name} is {off:.1f} standard errors from {deviation}")
+        drawn = [params[name] for name in ("theta.weight", "phi.weight", "g.weight") if name in params]
+        for one, other in itertools.combinations(drawn, 2):
+            require(not np.array_equal(one, other), "new weights of one shape must not be equal")
+
+
+@check("rebuilt", cases=lambda case: case.is_differentiable, every_dtype=False)
+def rebuilt(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - a description has no dtype
+    """A block made anew from the description that it gives of itself, a config or a pickle, has the same spec."""
+    spec = driver.rebuilt(case.spec)
+    require(spec == case.spec, f"the rebuilt block must have the spec {case.spec}, and has {spec}")
 
 
 @check("export")

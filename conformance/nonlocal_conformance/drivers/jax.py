@@ -158,6 +158,10 @@ class JaxDriver:
         with self._scope(*params.values()):
             return _block(spec, params).export_params()
 
+    def rebuilt(self, spec: NonLocalSpec) -> NonLocalSpec:
+        """Return the spec of a block that was taken apart into graph and state, and put together."""
+        return nnx.merge(*nnx.split(NonLocalBlock.from_spec(spec, rngs=nnx.Rngs(0)))).spec
+
     def initial(self, spec: NonLocalSpec) -> Params:
         """Return the parameters of a new block."""
         with self._scope():

@@ -127,6 +127,10 @@ class NumpyDriver:
         check_params(params, spec)
         return {name: array.copy() for name, array in params.items()}
 
+    def rebuilt(self, spec: NonLocalSpec) -> NonLocalSpec:
+        """Return the spec as its JSON text gives it back."""
+        return NonLocalSpec.from_json(spec.to_json())
+
     def initial(self, spec: NonLocalSpec) -> Params:
         """Return the parameters of a new block."""
         return nlc.init_params(spec, np.random.default_rng(0))

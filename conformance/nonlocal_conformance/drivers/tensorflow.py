@@ -175,6 +175,10 @@ class TensorflowDriver:
         with self._scope():
             return _block(spec, params, dtype).export_params()
 
+    def rebuilt(self, spec: NonLocalSpec) -> NonLocalSpec:
+        """Return the spec of a layer that was made from the config of another."""
+        return NonLocalBlock.from_config(NonLocalBlock.from_spec(spec).get_config()).spec
+
     def initial(self, spec: NonLocalSpec) -> Params:
         """Return the parameters of a new block."""
         state = random.getstate()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -161,6 +162,11 @@ class TorchDriver:
         """Take parameters in and give them out again."""
         dtype = next(iter(params.values())).dtype if params else np.dtype("float32")
         return self._block(spec, params, dtype).export_params()
+
+    def rebuilt(self, spec: NonLocalSpec) -> NonLocalSpec:
+        """Return the spec of a block that was pickled."""
+        block: NonLocalBlock = pickle.loads(pickle.dumps(NonLocalBlock.from_spec(spec)))  # noqa: S301 - our own bytes
+        return block.spec
 
     def initial(self, spec: NonLocalSpec) -> Params:
         """Return the parameters of a new block."""

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from nonlocal_conformance.capabilities import CAPABILITIES
 from nonlocal_conformance.memory import peak_resident
-from nonlocal_core import param_shapes
+from nonlocal_core import NonLocalSpec, param_shapes
 from nonlocal_core.checks import METHODS, check_method, check_op, check_params, check_positions
 from nonlocal_core.parameters import STATISTICS
 
@@ -432,6 +432,10 @@ class Textbook:
         if name in {"norm.weight", "norm.variance"}:
             return torch.ones(shape)
         return torch.randn(shape) * 0.01 if name.endswith(".weight") else torch.zeros(shape)
+
+    def rebuilt(self, spec):
+        """Return the spec as it comes back from a file."""
+        return NonLocalSpec.from_json(spec.to_json())
 
     def initial(self, spec):
         """Return the parameters of a new block."""

@@ -197,6 +197,25 @@ def new_biases_are_random(self, spec, name, shape):
 
 
 @fault("start", "start")
+def new_weights_of_one_shape_are_equal(self, spec, name, shape):
+    """Each starts from the same seed. Seen where layers share an initializer."""
+    torch.manual_seed(len(shape))
+    return Textbook.start(self, spec, name, shape)
+
+
+@fault("rebuilt", "rebuilt")
+def an_option_is_no_part_of_the_config(self, spec):
+    """A block that was loaded has the default epsilon."""
+    return spec.replace(norm_epsilon=1e-5)
+
+
+@fault("rebuilt", "rebuilt")
+def the_inner_width_is_no_part_of_the_config(self, spec):
+    """A block that was loaded has half of the channels inside."""
+    return spec.replace(inner_channels=None)
+
+
+@fault("start", "start")
 def a_new_running_variance_is_zero(self, spec, name, shape):
     """Evaluation before training divides by the root of epsilon."""
     return torch.zeros(shape) if name == "norm.variance" else Textbook.start(self, spec, name, shape)
