@@ -204,7 +204,7 @@ class JaxDriver:
             yield
         self._calls += 1
         if self._calls % _KEPT == 0:
-            jax.clear_caches()
+            jax.clear_caches()  # type: ignore[no-untyped-call]
 
 
 def _quick_options() -> dict[str, Any] | None:
