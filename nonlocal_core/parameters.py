@@ -40,7 +40,7 @@ def param_shapes(spec: NonLocalSpec) -> dict[str, tuple[int, ...]]:
     for layer in spec.layers:
         weight = {"out": (outer, inner), "concat": (2 * inner,)}.get(layer, (inner, outer))
         shapes[f"{layer}.weight"] = weight
-        if spec.has_bias(layer):
+        if spec.bias[layer]:
             shapes[f"{layer}.bias"] = weight[:-1]
     if spec.norm is not None:
         names = ("weight", "bias", "mean", "variance") if spec.norm == "batch" else ("weight", "bias")

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from nonlocal_core.errors import (
     Size,
@@ -23,6 +23,7 @@ from nonlocal_core.errors import (
 from nonlocal_core.options import (
     SPACES,
     VIDEO,
+    SpecOptions,
     check_pairwise,
     default_inner,
     is_softmax,
@@ -83,7 +84,7 @@ class NonLocalSpec:
     """
 
     channels: int
-    inner_channels: int = None  # type: ignore[assignment]  # an int after creation
+    inner_channels: int = None  # type: ignore[assignment]  # a number after creation
     pairwise: str | Callable[[Any, Any], Any] = "embedded_gaussian"
     normalize: str | None = None
     scale: float | str | None = None
@@ -91,12 +92,17 @@ class NonLocalSpec:
     subsample_at: str = "projection"
     axes: str | tuple[int, ...] = "all"
     group_size: int | None = None
-    bias: bool | Mapping[str, bool] = True
+    bias: Mapping[str, bool] = True  # type: ignore[assignment]  # a mapping after creation
     norm: str | None = None
     norm_epsilon: float = 1e-5
     norm_momentum: float = 0.1
     residual: bool = True
     zero_init: bool = True
+
+    if TYPE_CHECKING:  # what may be given is wider than the form to which it is brought
+
+        def __init__(self, *, channels: int, **options: Unpack[SpecOptions]) -> None:
+            """Take the options; see the class."""
 
     def __post_init__(self) -> None:
         """Validate every option and bring it to one form."""
@@ -158,10 +164,6 @@ class NonLocalSpec:
     def has_embedding(self) -> bool:
         """Whether theta and phi are projections (False: both are the input itself)."""
         return self.pairwise != "gaussian"
-
-    def has_bias(self, layer: str) -> bool:
-        """Return whether one of `layers` has a bias."""
-        return isinstance(self.bias, Mapping) and self.bias[layer]
 
     @property
     def is_softmax(self) -> bool:
@@ -297,18 +299,17 @@ class NonLocalSpec:
         defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name != "channels"}
         defaults |= {"inner_channels": default_inner(self.channels), "bias": {}}
         usual = normal_bias(bias=True, layers=self.layers)
-        bias = {layer: not usual[layer] for layer in self.layers if self.has_bias(layer) != usual[layer]}
+        bias = {layer: not usual[layer] for layer in self.layers if self.bias[layer] != usual[layer]}
         options = {**{name: getattr(self, name) for name in defaults}, "bias": bias}
         return {name: value for name, value in options.items() if value != defaults[name]}
 
     def _bias_for(self, pairwise: Any) -> bool | dict[str, bool]:
         """Return the biases with another form: all off stays all off, the layers both have keep theirs."""
-        bias = dict(self.bias) if isinstance(self.bias, Mapping) else {}
-        if not any(bias.values()):
+        if not any(self.bias.values()):
             return False
         absent = {"gaussian": {"theta", "phi", "concat"}, "concatenation": set()}
         gone = absent.get(pairwise, {"concat"}) if isinstance(pairwise, str) else {"concat"}
-        return {layer: has for layer, has in bias.items() if layer not in gone}
+        return {layer: has for layer, has in self.bias.items() if layer not in gone}
 
     def to_json(self) -> str:
         """Return the options as JSON text, which `from_json` reads back to an equal spec.

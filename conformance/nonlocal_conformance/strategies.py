@@ -1,51 +1,73 @@
-"""Random valid cases, for property tests with hypothesis."""
+"""Random valid specs and cases, for property tests with hypothesis."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from hypothesis import strategies as st
 
 from nonlocal_conformance.cases import Case
-from nonlocal_core.options import PAIRWISE
+from nonlocal_core import NonLocalSpec
+from nonlocal_core.options import PAIRWISE, SPACES, VIDEO
 
-__all__ = ["cases"]
+__all__ = ["cases", "specs_and_grids"]
 
-# Fewer channels leave gradients that are one sum, which may cancel by chance.
-_CHANNELS = st.integers(3, 6)
+_WIDTHS = st.integers(1, 9)
+_FACTORS = st.floats(allow_nan=False, allow_infinity=False).filter(bool)
+
+
+@st.composite
+def specs_and_grids(
+    draw: st.DrawFn,
+    channels: st.SearchStrategy[int] = _WIDTHS,
+    inner_channels: st.SearchStrategy[int] = _WIDTHS,
+    factors: st.SearchStrategy[float] = _FACTORS,
+    epsilons: st.SearchStrategy[float] = st.floats(1e-300, 1e300),  # noqa: B008 - strategies do not change
+) -> tuple[NonLocalSpec, tuple[int, ...]]:
+    """Draw a valid spec of a named form, and the spatial sizes of an input that it accepts."""
+    rank = draw(st.integers(1, 3))
+    chosen = st.lists(st.integers(0, rank - 1), min_size=1, max_size=rank, unique=True)
+    axes: Any = draw(st.just("all") | chosen | st.sampled_from(["space", "time"] if rank == VIDEO else ["all"]))
+    inner = (SPACES[axes] if isinstance(axes, str) else axes) or range(rank)
+    group = draw(st.none() | st.integers(1, 4)) if rank == VIDEO and axes == "all" else None
+    window = [draw(st.integers(1, 3)) if axis in inner else 1 for axis in range(rank)]
+    if group is not None:
+        window[0] = min(window[0], group)
+    sizes = [draw(st.integers(length, 6)) for length in window]
+    if group is not None:
+        sizes[0] = group * draw(st.integers(1, 3))
+    scales: st.SearchStrategy[Any] = st.sampled_from([None, "inner", "input"]) | factors
+    pairwise = draw(st.sampled_from(PAIRWISE))
+    layers = NonLocalSpec(channels=1, pairwise=pairwise).layers
+    spec = NonLocalSpec(
+        channels=draw(channels),
+        inner_channels=draw(st.none() | inner_channels),
+        pairwise=pairwise,
+        scale=draw(scales),
+        subsample=draw(st.sampled_from([None, tuple(window), min(window)])),
+        subsample_at=draw(st.sampled_from(["projection", "input"])),
+        axes=axes,
+        group_size=group,
+        bias=draw(st.booleans() | st.dictionaries(st.sampled_from(layers), st.booleans())),
+        norm=draw(st.sampled_from([None, "batch", "affine"])),
+        norm_epsilon=draw(epsilons),
+        norm_momentum=draw(st.floats(0, 1)),
+        residual=draw(st.booleans()),
+        zero_init=draw(st.booleans()),
+    )
+    return spec, tuple(sizes)
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Draw a case: a valid spec of a named form with a grid that it accepts, in evaluation.
+    """Draw a case in evaluation, whose results are more than rounding errors.
 
-    In training a random batch can leave a channel with nearly no variance, and its results are rounding errors.
+    Fewer channels would leave gradients that are one sum, which may cancel by chance; in training a random batch
+    can leave a channel with nearly no variance.
     """
-    rank = draw(st.integers(1, 3))
-    window = draw(st.lists(st.integers(1, 3), min_size=rank, max_size=rank).map(tuple))
-    spatial = [size * draw(st.integers(1, 3)) + draw(st.integers(0, 1)) for size in window]
-    options: dict[str, Any] = {
-        "channels": 2 * draw(_CHANNELS),
-        "inner_channels": draw(st.none() | _CHANNELS),
-        "pairwise": draw(st.sampled_from(PAIRWISE)),
-        "scale": draw(st.none() | st.sampled_from(["inner", "input", -0.5, 2.0])),
-        "subsample_at": draw(st.sampled_from(["projection", "input"])),
-        "bias": draw(st.booleans()),
-        "norm": draw(st.sampled_from([None, "batch", "affine"])),
-        "residual": draw(st.booleans()),
-    }
-    choices = ["all", *((axis,) for axis in range(rank))]
-    options["axes"] = draw(st.sampled_from([*choices, "space", "time"] if rank == 3 else choices))  # noqa: PLR2004
-    inner = {"all": tuple(range(rank)), "space": (1, 2), "time": (0,)}.get(options["axes"], options["axes"])
-    if draw(st.booleans()):
-        options["subsample"] = tuple(length if axis in inner else 1 for axis, length in enumerate(window))
-    if rank == 3 and options["axes"] == "all" and draw(st.booleans()):  # noqa: PLR2004
-        options["group_size"] = spatial[0]
-        spatial[0] *= draw(st.integers(1, 2))
-    return Case(
-        name=f"random_{draw(st.integers(0, 10**6))}",
-        options=options,
-        spatial=tuple(spatial),
-        batch=draw(st.integers(2, 3)),
-        mask=draw(st.sampled_from([None, "some"])),
-    )
+    drawn = specs_and_grids(st.integers(6, 12), st.integers(3, 6), st.sampled_from([-0.5, 2.0]), st.just(1e-3))
+    spec, sizes = draw(drawn)
+    options = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+    mask = draw(st.sampled_from([None, "some"]))
+    return Case(f"random_{draw(st.integers(0, 10**6))}", options, sizes, batch=draw(st.integers(2, 3)), mask=mask)

@@ -82,7 +82,7 @@ def op_arrays(case: Case, dtype: str) -> tuple[dict[str, Array], dict[str, Any],
     arrays = {"theta": rng.normal(size=(2, 11, 5)), "phi": rng.normal(size=(2, 7, 5)), "g": rng.normal(size=(2, 7, 3))}
     if case.spec.pairwise == "concatenation":
         arrays["concat_weight"] = rng.normal(size=10)
-        if case.spec.has_bias("concat"):
+        if case.spec.bias["concat"]:
             arrays["concat_bias"] = rng.normal(size=())
     arrays = {name: np.asarray(a, dtype) for name, a in arrays.items()}
     options: dict[str, Any] = {"pairwise": case.spec.pairwise, "normalize": case.spec.normalize}

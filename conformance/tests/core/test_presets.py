@@ -206,7 +206,7 @@ def test_an_override_replaces_its_option_and_no_other(override):
 
 def test_what_follows_from_the_form_can_itself_be_replaced():
     spec = NonLocalSpec.preset("mmcv", channels=24, rank=2, pairwise=D, norm="batch", scale="inner", bias=True)
-    assert (spec.scale, spec.has_bias("out")) == ("inner", True)
+    assert (spec.scale, spec.bias["out"]) == ("inner", True)
 
 
 @pytest.mark.parametrize("inner", [3, np.int64(3)])

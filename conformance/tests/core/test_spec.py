@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nonlocal_conformance.strategies import specs_and_grids
 from nonlocal_core import NonLocalSpec
 
 AXES = "be 'all', 'space', 'time' or a tuple of distinct spatial axes from 0, 1, 2"
@@ -380,7 +381,7 @@ def test_options_that_speak_of_a_video_or_of_each_axis_require_a_rank(options, r
 @pytest.mark.parametrize("layer", ["theta", "phi", "g", "out"])
 def test_a_bias_is_dropped_for_the_layer_that_is_named(layer):
     spec = NonLocalSpec(channels=8, bias={layer: False})
-    assert {name for name in spec.layers if not spec.has_bias(name)} == {layer}
+    assert {name for name in spec.layers if not spec.bias[name]} == {layer}
 
 
 # Copies
@@ -456,44 +457,6 @@ def test_replace_refuses_an_unknown_option():
 # Random specs
 
 
-@st.composite
-def specs_and_grids(draw):
-    """Draw a valid spec and the spatial sizes of an input that it accepts."""
-    rank = draw(st.integers(1, 3))
-    sets = st.lists(st.integers(0, rank - 1), min_size=1, max_size=rank, unique=True)
-    axes = draw(st.one_of(st.just("all"), sets, st.sampled_from(["space", "time"] if rank == 3 else ["all"])))
-    inner = {"all": range(rank), "space": (1, 2), "time": (0,)}[axes] if isinstance(axes, str) else axes
-    group = draw(st.none() | st.integers(1, 4)) if rank == 3 and axes == "all" else None
-    window = [draw(st.integers(1, 3)) if axis in inner else 1 for axis in range(rank)]
-    if group is not None:
-        window[0] = min(window[0], group)
-    subsample = draw(st.sampled_from([None, window, min(window)]))
-    sizes = [draw(st.integers(length, 6)) for length in window]
-    if group is not None:
-        sizes[0] = group * draw(st.integers(1, 3))
-    pairwise = draw(st.sampled_from(["gaussian", "embedded_gaussian", "dot_product", "concatenation"]))
-    layers = NonLocalSpec(channels=1, pairwise=pairwise).layers
-    spec = NonLocalSpec(
-        channels=draw(st.integers(1, 9)),
-        inner_channels=draw(st.none() | st.integers(1, 9)),
-        pairwise=pairwise,
-        scale=draw(
-            st.sampled_from([None, "inner", "input"]) | st.floats(allow_nan=False, allow_infinity=False).filter(bool)
-        ),
-        subsample=subsample,
-        subsample_at=draw(st.sampled_from(["projection", "input"])),
-        axes=axes,
-        group_size=group,
-        bias=draw(st.booleans() | st.dictionaries(st.sampled_from(layers), st.booleans())),
-        norm=draw(st.sampled_from([None, "batch", "affine"])),
-        norm_epsilon=draw(st.floats(1e-300, 1e300)),
-        norm_momentum=draw(st.floats(0, 1)),
-        residual=draw(st.booleans()),
-        zero_init=draw(st.booleans()),
-    )
-    return spec, tuple(sizes)
-
-
 @settings(deadline=None, max_examples=200)
 @given(specs_and_grids())
 def test_json_reads_back_to_an_equal_spec(drawn):
@@ -501,6 +464,32 @@ def test_json_reads_back_to_an_equal_spec(drawn):
     text = spec.to_json()
     read = NonLocalSpec.from_json(text)
     assert (read, hash(read), repr(read), read.to_json()) == (spec, hash(spec), repr(spec), text)
+
+
+@settings(deadline=None)
+@given(specs_and_grids())
+def test_the_options_that_differ_from_their_defaults_make_the_spec_again(drawn):
+    spec, _ = drawn
+    changed = spec.changed_options()
+    assert NonLocalSpec(channels=spec.channels, **changed) == spec
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ({}, {}),
+        ({"inner_channels": 4, "scale": None, "bias": True}, {}),
+        ({"inner_channels": 3, "subsample": [2, 2]}, {"inner_channels": 3, "subsample": (2, 2)}),
+        ({"bias": {"g": False}, "norm_epsilon": 1e-3}, {"bias": {"g": False}, "norm_epsilon": 1e-3}),
+        ({"pairwise": "gaussian", "bias": False}, {"pairwise": "gaussian", "bias": {"g": False, "out": False}}),
+        (
+            {"pairwise": "concatenation", "bias": {"concat": True}},
+            {"pairwise": "concatenation", "bias": {"concat": True}},
+        ),
+    ],
+)
+def test_only_options_that_differ_from_their_defaults_are_named(options, changed):
+    assert NonLocalSpec(channels=8, **options).changed_options() == changed
 
 
 @settings(deadline=None)
