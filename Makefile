@@ -76,5 +76,5 @@ $(PEERS): pyproject.toml constraints.txt $(TEST)
 # Without this project itself: its editable install would be found before the changed copy.
 $(MUTANTS): pyproject.toml constraints.txt $(BIN)/uv
 	$(BIN)/uv venv --clear --python $(BIN)/python .venv-mutants
-	$(BIN)/uv pip install --python .venv-mutants/bin/python -c constraints.txt -r pyproject.toml --extra torch --extra test mutmut
+	$(BIN)/uv pip install --python .venv-mutants/bin/python -c constraints.txt -r pyproject.toml --extra test mutmut
 	@touch $@
