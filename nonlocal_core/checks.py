@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypedDict
 
 import numpy as np
 
-from nonlocal_core.errors import check_boolean, check_choice, check_floating, check_sizes, fail_type, fail_value
-from nonlocal_core.options import check_pairwise, normal_scale
+from nonlocal_core.errors import Size, check_boolean, check_choice, check_floating, check_sizes, fail_type, fail_value
+from nonlocal_core.form import Form
+from nonlocal_core.options import check_pairwise, is_softmax, normal_scale
 from nonlocal_core.parameters import param_shapes
 from nonlocal_core.spec import NonLocalSpec
 
-__all__ = ["METHODS", "OpOptions", "check_method", "check_op", "check_params", "check_positions", "dtype_name"]
+__all__ = [
+    "METHODS",
+    "OpOptions",
+    "check_arrays",
+    "check_method",
+    "check_op",
+    "check_params",
+    "check_positions",
+    "dtype_name",
+]
 
 METHODS = ("auto", "pairwise")
 
@@ -51,8 +61,8 @@ def check_op(
     normalize: str | None = None,
     key_mask: Any = None,
     method: str = "auto",
-) -> float:
-    """Check the arrays and options of `nonlocal_op`, by shape and dtype alone; return the factor on the scores.
+) -> Form:
+    """Check the arrays and options of `nonlocal_op`, by shape and dtype alone; return the form.
 
     Raises:
         TypeError: if an argument has a wrong type.
@@ -82,7 +92,37 @@ def check_op(
     elif concat_weight is not None or concat_bias is not None:
         name = "concat_bias" if concat_weight is None else "concat_weight"
         raise fail_value(name, "be None unless `pairwise` is 'concatenation'", "an array")
-    return 1.0 if factor is None else float(factor)
+    return Form(
+        pairwise, is_softmax(pairwise, normalize), 1.0 if factor is None else float(factor), concat_weight, concat_bias
+    )
+
+
+def known_sizes(shape: Iterable[Any]) -> tuple[Size, ...]:
+    """Return a shape with None for the sizes that are unknown or symbolic while a library traces a function."""
+    return tuple(size if isinstance(size, int) else None for size in shape)
+
+
+def check_arrays(spec: NonLocalSpec, shape: Iterable[Any], x: Any, key_mask: Any, *, training: bool) -> None:
+    """Check the input of a block and its key mask, by shape and dtype alone.
+
+    Args:
+        spec: the block.
+        shape: the shape of `x` in the order `(B, S1..Sk, C)`.
+        x: the input, in any layout.
+        key_mask: `(B, S1..Sk)`, or None.
+        training: whether batch normalisation takes its statistics from this input.
+
+    Raises:
+        TypeError: if the input is not floating point or the mask is not boolean.
+        ValueError: if a shape does not fit the spec.
+    """
+    spec.check_input(
+        known_sizes(shape),
+        dtype=dtype_name(x),
+        mask_shape=None if key_mask is None else known_sizes(key_mask.shape),
+        mask_dtype="bool" if key_mask is None else dtype_name(key_mask),
+        training=training,
+    )
 
 
 def check_positions(positions: Any, queries: int | None) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -9,15 +9,14 @@ import numpy as np
 
 from nonlocal_core.checks import OpOptions
 from nonlocal_core.errors import check_sizes, fail_type, fail_value
+from nonlocal_core.form import Form, form_of
 from nonlocal_core.parameters import STATISTICS
 from nonlocal_core.reference import (
     Array,
-    Form,
     Params,
     aggregate,
     check_block,
     cut,
-    form_of,
     keys_of,
     masked_source,
     moments,

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Unpack
 
 from array_api_compat import array_namespace, device, is_array_api_obj
 
-from nonlocal_core.checks import OpOptions, check_op, check_params, check_positions, dtype_name
-from nonlocal_core.errors import Size, fail_type
-from nonlocal_core.options import is_softmax
+from nonlocal_core.checks import OpOptions, check_arrays, check_op, check_params, check_positions
+from nonlocal_core.errors import fail_type
+from nonlocal_core.form import Form, form_of
 from nonlocal_core.sets import Sets
 from nonlocal_core.spec import NonLocalSpec
 
@@ -26,22 +26,6 @@ Params = Mapping[str, Any]
 
 BLOCK = 2**20
 """The largest number of weights that are held at once."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """One pairwise form with its numbers: what turns theta and phi into weights."""
-
-    pairwise: Any
-    softmax: bool
-    scale: float
-    concat_weight: Array = None
-    concat_bias: Array = None
-
-    @property
-    def named(self) -> bool:
-        """Whether each query's scores depend on that query alone, so that queries can be cut into blocks."""
-        return isinstance(self.pairwise, str)
 
 
 def nonlocal_op(theta: Array, phi: Array, g: Array, **options: Unpack[OpOptions]) -> Array:
@@ -202,17 +186,6 @@ def updated_statistics(
 # The parts, in the order of the formulas; `gradients` is built on them
 
 
-def form_of(spec: NonLocalSpec, params: Params) -> Form:
-    """Return the form of a block."""
-    return Form(
-        spec.pairwise,
-        spec.is_softmax,
-        spec.scale_factor,
-        params.get("concat.weight"),
-        params.get("concat.bias"),
-    )
-
-
 def project(a: Array, params: Params, layer: str) -> Array:
     """Return W a + b, on the last axis."""
     product = a @ params[f"{layer}.weight"].mT
@@ -283,7 +256,7 @@ def pool(a: Array, sets: Sets, mask: Array) -> tuple[Array, Array]:
 
 def scores_of(theta: Array, phi: Array, form: Form) -> Array:
     """Return the scores s_ij before the scale, (B, N, M)."""
-    if not form.named:
+    if not isinstance(form.pairwise, str):
         return form.pairwise(theta, phi)
     if form.pairwise != "concatenation":
         return theta @ phi.mT
@@ -371,13 +344,7 @@ def check_block(x: Array, params: Params, spec: NonLocalSpec, key_mask: Array, t
         raise fail_type("x", "be an array", x)
     if not isinstance(spec, NonLocalSpec):
         raise fail_type("spec", "be a NonLocalSpec", spec)
-    spec.check_input(
-        known_sizes(x.shape),
-        dtype=dtype_name(x),
-        mask_shape=None if key_mask is None else known_sizes(key_mask.shape),
-        mask_dtype="bool" if key_mask is None else dtype_name(key_mask),
-        training=training,
-    )
+    check_arrays(spec, x.shape, x, key_mask, training=training)
     check_params(params, spec)
 
 
@@ -388,24 +355,18 @@ def check_statistics(spec: NonLocalSpec) -> None:
         raise ValueError(message)
 
 
-def known_sizes(shape: Sequence[Any]) -> tuple[Size, ...]:
-    """Return a shape with None for the sizes that are symbolic while a library traces a function."""
-    return tuple(size if isinstance(size, int) else None for size in shape)
-
-
 def op_form(theta: Array, phi: Array, g: Array, options: OpOptions) -> tuple[Form, Array]:
     """Check the arguments of the operation; return its form and a mask (B, M)."""
     for name, a in (("theta", theta), ("phi", phi), ("g", g)):
         if not is_array_api_obj(a):
             raise fail_type(name, "be an array", a)
-    scale = check_op(theta, phi, g, **options)
-    pairwise, mask = options.get("pairwise", "embedded_gaussian"), options.get("key_mask")
+    form, mask = check_op(theta, phi, g, **options), options.get("key_mask")
     if mask is None:
         xp = array_namespace(phi)
         mask = xp.ones(phi.shape[:2], dtype=xp.bool, device=device(phi))
-    given = {name: options.get(name) for name in ("concat_weight", "concat_bias")}
+    given = {"concat_weight": form.concat_weight, "concat_bias": form.concat_bias}
     wide = widened(**{name: a for name, a in given.items() if a is not None})
-    return Form(pairwise, is_softmax(pairwise, options.get("normalize")), scale, **wide), mask
+    return dataclasses.replace(form, **wide), mask
 
 
 def widened(**arrays: Array) -> dict[str, Array]:

@@ -9,13 +9,12 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from nonlocal_core.checks import check_method, check_positions
+from nonlocal_core.checks import check_method, check_positions, known_sizes
+from nonlocal_core.form import form_of
 from nonlocal_core.reference import (
     check_block,
     check_statistics,
     cut,
-    form_of,
-    known_sizes,
     set_numbers,
     uncut,
     windows_of,

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from nonlocal_core.checks import OpOptions, check_op
-from nonlocal_core.options import is_softmax
-from nonlocal_core.reference import Form
+from nonlocal_core.form import Form
 
 __all__ = ["nonlocal_op"]
 
@@ -41,15 +40,7 @@ def nonlocal_op(theta: Array, phi: Array, g: Array, **options: Unpack[OpOptions]
         >>> nonlocal_op(theta, phi, g)[0, :, 0]
         Array([1., 1.], dtype=float32)
     """
-    scale = check_op(theta, phi, g, **options)
-    pairwise = options.get("pairwise", "embedded_gaussian")
-    form = Form(
-        pairwise,
-        is_softmax(pairwise, options.get("normalize")),
-        scale,
-        options.get("concat_weight"),
-        options.get("concat_bias"),
-    )
+    form = check_op(theta, phi, g, **options)
     return aggregate(*map(jnp.asarray, (theta, phi, g)), form, options.get("key_mask"))
 
 

@@ -13,8 +13,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from nonlocal_core.checks import check_method, check_params, check_positions, dtype_name
+from nonlocal_core.checks import check_arrays, check_method, check_params, check_positions, dtype_name
 from nonlocal_core.errors import Size, check_choice, fail_value
+from nonlocal_core.form import Form, form_of
 from nonlocal_core.options import SpecOptions
 from nonlocal_core.parameters import initial_moments, param_shapes
 from nonlocal_core.sets import Sets
@@ -154,7 +155,7 @@ class NonLocalBlock(keras.layers.Layer):
         grid, sets = self._enter(x, key_mask, training=from_batch)
         theta = _flat(_cut(self._queries(grid), sets))
         phi, g, valid = self._keys(grid, sets, key_mask)
-        y = aggregate(theta, phi, g, **self._form(), key_mask=valid)
+        y = aggregate(theta, phi, g, self._form(), valid)
         r = self._project(_uncut(y, sets, sets.inner_sizes), "out")
         z = self._first(tf.reshape(self._normalize(r, training), _sizes(grid)))
         z = tf.cast(z, x.dtype)
@@ -195,7 +196,7 @@ class NonLocalBlock(keras.layers.Layer):
             phi = masked(phi, mask)
             valid &= tf.linalg.matrix_transpose(_uncut(mask[..., None], sets, sets.key_sizes))
         phi = _uncut(phi, sets, sets.key_sizes)
-        return tf.cast(pairwise_weights(self._queries(flat), phi, **self._form(), valid=valid), x.dtype)
+        return tf.cast(pairwise_weights(self._queries(flat), phi, self._form(), valid), x.dtype)
 
     def export_params(self) -> dict[str, np.ndarray[Any, Any]]:
         """Return a copy of the parameters under their canonical names, as NumPy arrays (bfloat16 as float32)."""
@@ -293,13 +294,7 @@ class NonLocalBlock(keras.layers.Layer):
         return a if self.data_format == "channels_last" else tf.transpose(a, [0, axes[-1], *axes[1:-1]])
 
     def _check(self, x: Any, key_mask: Any, *, training: bool) -> None:
-        self.spec.check_input(
-            self._last(x.shape),
-            dtype=dtype_name(x),
-            mask_shape=None if key_mask is None else tuple(key_mask.shape),
-            mask_dtype="bool" if key_mask is None else dtype_name(key_mask),
-            training=training,
-        )
+        check_arrays(self.spec, self._last(x.shape), x, key_mask, training=training)
 
     def _enter(self, x: tf.Tensor, key_mask: tf.Tensor | None, *, training: bool) -> tuple[tf.Tensor, Sets]:
         """Return the checked input as `(B, S1..Sk, C)` in the compute dtype, and its sets."""
@@ -308,15 +303,9 @@ class NonLocalBlock(keras.layers.Layer):
         grid = tf.cast(x if self.data_format == "channels_last" else tf.transpose(x, axes), self.compute_dtype)
         return grid, self.spec.sets(_sizes(grid)[1:-1])
 
-    def _form(self) -> dict[str, Any]:
-        """Return the arguments that say how scores become weights."""
-        return {
-            "pairwise": self.spec.pairwise,
-            "softmax": self.spec.is_softmax,
-            "scale": self.spec.scale_factor,
-            "concat_weight": self._own("concat.weight"),
-            "concat_bias": self._own("concat.bias"),
-        }
+    def _form(self) -> Form:
+        """Return what says how scores become weights."""
+        return form_of(self.spec, {name: self._own(name) for name in ("concat.weight", "concat.bias")})
 
     def _project(self, a: tf.Tensor, layer: str) -> tf.Tensor:
         """Return W a + b on the last axis, in the compute dtype."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Unpack
 
 import tensorflow as tf
 
 from nonlocal_core.checks import OpOptions, check_op
-from nonlocal_core.options import is_softmax
+from nonlocal_core.form import Form
 
 __all__ = ["nonlocal_op"]
-
-Pairwise = str | Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def nonlocal_op(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, **options: Unpack[OpOptions]) -> tf.Tensor:
@@ -40,45 +37,16 @@ def nonlocal_op(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, **options: Unpac
         >>> nonlocal_op(theta, phi, g)[0, :, 0].numpy()
         array([1., 1.], dtype=float32)
     """
-    scale = check_op(theta, phi, g, **options)
-    return aggregate(
-        theta,
-        phi,
-        g,
-        pairwise=options.get("pairwise", "embedded_gaussian"),
-        softmax=is_softmax(options.get("pairwise", "embedded_gaussian"), options.get("normalize")),
-        scale=scale,
-        concat_weight=options.get("concat_weight"),
-        concat_bias=options.get("concat_bias"),
-        key_mask=options.get("key_mask"),
-    )
+    form = check_op(theta, phi, g, **options)
+    return aggregate(theta, phi, g, form, options.get("key_mask"))
 
 
-def aggregate(
-    theta: tf.Tensor,
-    phi: tf.Tensor,
-    g: tf.Tensor,
-    *,
-    pairwise: Pairwise,
-    softmax: bool,
-    scale: float,
-    concat_weight: tf.Tensor | None,
-    concat_bias: tf.Tensor | None,
-    key_mask: tf.Tensor | None,
-) -> tf.Tensor:
+def aggregate(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, form: Form, key_mask: tf.Tensor | None) -> tf.Tensor:
     """Compute the operation on checked arguments; every method is the matrix form."""
     if key_mask is not None:
         phi, g = (masked(a, key_mask) for a in (phi, g))
-    weights = pairwise_weights(
-        theta,
-        phi,
-        pairwise=pairwise,
-        softmax=softmax,
-        scale=scale,
-        concat_weight=concat_weight,
-        concat_bias=concat_bias,
-        valid=None if key_mask is None else key_mask[:, None, :],
-    )
+    valid = None if key_mask is None else key_mask[:, None, :]
+    weights = pairwise_weights(theta, phi, form, valid)
     return tf.cast(weights @ tf.cast(g, weights.dtype), theta.dtype)
 
 
@@ -92,31 +60,21 @@ def masked(a: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     return tf.where(mask[..., None], a, tf.constant(0, a.dtype))
 
 
-def pairwise_weights(
-    theta: tf.Tensor,
-    phi: tf.Tensor,
-    *,
-    pairwise: Pairwise,
-    softmax: bool,
-    scale: float,
-    concat_weight: tf.Tensor | None,
-    concat_bias: tf.Tensor | None,
-    valid: tf.Tensor | None,
-) -> tf.Tensor:
+def pairwise_weights(theta: tf.Tensor, phi: tf.Tensor, form: Form, valid: tf.Tensor | None) -> tf.Tensor:
     """Return the weights w_ij (B, N, M), at least in float32; `valid` is (B or 1, N or 1, M)."""
     dtype = wide(theta.dtype)
     theta, phi = tf.cast(theta, dtype), tf.cast(phi, dtype)
-    if not isinstance(pairwise, str):
-        scores = scale * pairwise(theta, phi)
-    elif pairwise == "concatenation":
-        weight = tf.cast(concat_weight, dtype)
+    if not isinstance(form.pairwise, str):
+        scores = form.scale * form.pairwise(theta, phi)
+    elif form.pairwise == "concatenation":
+        weight = tf.cast(form.concat_weight, dtype)
         half = weight.shape[0] // 2
         a, b = tf.tensordot(theta, weight[:half], 1), tf.tensordot(phi, weight[half:], 1)
-        a = a if concat_bias is None else a + tf.cast(concat_bias, dtype)
-        scores = scale * tf.nn.relu(a[:, :, None] + b[:, None, :])
+        a = a if form.concat_bias is None else a + tf.cast(form.concat_bias, dtype)
+        scores = form.scale * tf.nn.relu(a[:, :, None] + b[:, None, :])
     else:
-        scores = tf.matmul(scale * theta, phi, transpose_b=True)
-    if softmax:
+        scores = tf.matmul(form.scale * theta, phi, transpose_b=True)
+    if form.softmax:
         return _softmax(scores, valid)
     if valid is None:
         return scores / tf.cast(tf.shape(phi)[1], dtype)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nonlocal_core.checks import check_method, check_params, check_positions, dtype_name
+from nonlocal_core.checks import check_arrays, check_method, check_params, check_positions
+from nonlocal_core.form import Form, form_of
 from nonlocal_core.options import SpecOptions
 from nonlocal_core.parameters import initial_moments, param_shapes
 from nonlocal_core.sets import Sets
@@ -123,7 +124,7 @@ class NonLocalBlock(nn.Module):
         flat = x.flatten(2).mT  # (B, N, C)
         theta = _cut(self._queries(flat), sets).flatten(1, -2)
         phi, g, valid = self._keys(x, sets, key_mask)
-        y = aggregate(theta, phi, g, **self._form(), key_mask=valid, method=self.method)
+        y = aggregate(theta, phi, g, self._form(), valid, self.method)
         r = self._project(_uncut(y, sets), "out").mT  # (B, C, N)
         z = self._normalize(r).reshape(x.shape).to(x.dtype)
         return x + z if self.spec.residual else z.contiguous(memory_format=_layout(x))
@@ -158,7 +159,7 @@ class NonLocalBlock(nn.Module):
         if mask is not None:
             valid = valid & _uncut(mask[..., None], sets).mT
             phi = phi.masked_fill(~mask[..., None], 0)
-        return pairwise_weights(self._queries(flat), _uncut(phi, sets), **self._form(), valid=valid).to(x.dtype)
+        return pairwise_weights(self._queries(flat), _uncut(phi, sets), self._form(), valid).to(x.dtype)
 
     @torch.no_grad()
     def export_params(self) -> dict[str, np.ndarray[Any, Any]]:
@@ -198,25 +199,14 @@ class NonLocalBlock(nn.Module):
         return {name: state[_STATE_NAMES.get(name, name)] for name in param_shapes(self.spec)}
 
     def _check(self, x: Tensor, key_mask: Tensor | None, training: bool) -> Sets:
-        self.spec.check_input(
-            (*x.shape[:1], *x.shape[2:], *x.shape[1:2]),
-            dtype=dtype_name(x),
-            mask_shape=None if key_mask is None else key_mask.shape,
-            mask_dtype="bool" if key_mask is None else dtype_name(key_mask),
-            training=training,
-        )
+        shape = (*x.shape[:1], *x.shape[2:], *x.shape[1:2])
+        check_arrays(self.spec, shape, x, key_mask, training=training)
         return self.spec.sets(x.shape[2:])
 
-    def _form(self) -> dict[str, Any]:
-        """Return the arguments that say how scores become weights."""
-        concat = self.concat if self.spec.pairwise == "concatenation" else {}
-        return {
-            "pairwise": self.spec.pairwise,
-            "softmax": self.spec.is_softmax,
-            "scale": self.spec.scale_factor,
-            "concat_weight": concat.get("weight"),
-            "concat_bias": concat.get("bias"),
-        }
+    def _form(self) -> Form:
+        """Return what says how scores become weights."""
+        concat = self.concat.items() if self.spec.pairwise == "concatenation" else ()
+        return form_of(self.spec, {f"concat.{kind}": parameter for kind, parameter in concat})
 
     def _project(self, a: Tensor, name: str) -> Tensor:
         """Return W a + b on the last axis, in the compute dtype."""

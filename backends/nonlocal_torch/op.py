@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Unpack
 
@@ -11,11 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from nonlocal_core.checks import OpOptions, check_op
-from nonlocal_core.options import is_softmax
+from nonlocal_core.form import Form
 
 __all__ = ["nonlocal_op"]
-
-Pairwise = str | Callable[[Tensor, Tensor], Tensor]
 
 
 def nonlocal_op(theta: Tensor, phi: Tensor, g: Tensor, **options: Unpack[OpOptions]) -> Tensor:
@@ -44,51 +41,20 @@ def nonlocal_op(theta: Tensor, phi: Tensor, g: Tensor, **options: Unpack[OpOptio
         >>> nonlocal_op(theta, phi, g)[0, :, 0]
         tensor([1., 1.])
     """
-    scale = check_op(theta, phi, g, **options)
-    return aggregate(
-        theta,
-        phi,
-        g,
-        pairwise=options.get("pairwise", "embedded_gaussian"),
-        softmax=is_softmax(options.get("pairwise", "embedded_gaussian"), options.get("normalize")),
-        scale=scale,
-        concat_weight=options.get("concat_weight"),
-        concat_bias=options.get("concat_bias"),
-        key_mask=options.get("key_mask"),
-        method=options.get("method", "auto"),
-    )
+    form = check_op(theta, phi, g, **options)
+    return aggregate(theta, phi, g, form, options.get("key_mask"), options.get("method", "auto"))
 
 
-def aggregate(
-    theta: Tensor,
-    phi: Tensor,
-    g: Tensor,
-    *,
-    pairwise: Pairwise,
-    softmax: bool,
-    scale: float,
-    concat_weight: Tensor | None,
-    concat_bias: Tensor | None,
-    key_mask: Tensor | None,
-    method: str,
-) -> Tensor:
+def aggregate(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Tensor | None, method: str) -> Tensor:
     """Compute the operation on checked arguments."""
     if key_mask is not None:
         phi, g = (a.masked_fill(~key_mask[..., None], 0) for a in (phi, g))
     # The fused kernel of the CPU has no second derivative, and none has forward mode.
     recorded = torch.is_grad_enabled() and any(a.requires_grad for a in (theta, phi, g))
-    if method == "auto" and softmax and isinstance(pairwise, str) and not recorded:
-        return fused_attention(theta, phi, g, scale, key_mask)
-    weights = pairwise_weights(
-        theta,
-        phi,
-        pairwise=pairwise,
-        softmax=softmax,
-        scale=scale,
-        concat_weight=concat_weight,
-        concat_bias=concat_bias,
-        valid=None if key_mask is None else key_mask[:, None, :],
-    )
+    if method == "auto" and form.softmax and form.named and not recorded:
+        return fused_attention(theta, phi, g, form.scale, key_mask)
+    valid = None if key_mask is None else key_mask[:, None, :]
+    weights = pairwise_weights(theta, phi, form, valid)
     with _full_precision(theta.device.type):
         return (weights @ g.to(weights.dtype)).to(theta.dtype)
 
@@ -113,32 +79,22 @@ def fused_attention(theta: Tensor, phi: Tensor, g: Tensor, scale: float, key_mas
     return y.masked_fill(~key_mask.any(dim=1)[:, None, None], 0)
 
 
-def pairwise_weights(
-    theta: Tensor,
-    phi: Tensor,
-    *,
-    pairwise: Pairwise,
-    softmax: bool,
-    scale: float,
-    concat_weight: Tensor | None,
-    concat_bias: Tensor | None,
-    valid: Tensor | None,
-) -> Tensor:
+def pairwise_weights(theta: Tensor, phi: Tensor, form: Form, valid: Tensor | None) -> Tensor:
     """Return the weights w_ij (B, N, M), at least in float32; `valid` is (B or 1, N or 1, M)."""
     dtype = torch.promote_types(theta.dtype, torch.float32)
     with _full_precision(theta.device.type):
         theta, phi = theta.to(dtype), phi.to(dtype)
-        if not isinstance(pairwise, str):
-            scores = scale * pairwise(theta, phi)
-        elif pairwise == "concatenation":
+        if not isinstance(form.pairwise, str):
+            scores = form.scale * form.pairwise(theta, phi)
+        elif form.pairwise == "concatenation":
             half = theta.shape[-1]
-            weight = concat_weight.to(dtype)
+            weight = form.concat_weight.to(dtype)
             a, b = functional.linear(theta, weight[None, :half]), functional.linear(phi, weight[None, half:])
-            a = a if concat_bias is None else a + concat_bias.to(dtype)
-            scores = scale * functional.relu(a + b.mT)
+            a = a if form.concat_bias is None else a + form.concat_bias.to(dtype)
+            scores = form.scale * functional.relu(a + b.mT)
         else:
-            scores = (scale * theta) @ phi.mT
-        if softmax:
+            scores = (form.scale * theta) @ phi.mT
+        if form.softmax:
             return _softmax(scores, valid)
         if valid is None:
             return scores / phi.shape[1]

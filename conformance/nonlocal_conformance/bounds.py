@@ -7,7 +7,8 @@ import numpy as np
 import nonlocal_core as nlc
 from nonlocal_conformance.cases import Array, Case, Data
 from nonlocal_core import reference
-from nonlocal_core.reference import form_of, keys_of, project, queries_of, uncut
+from nonlocal_core.form import form_of
+from nonlocal_core.reference import keys_of, project, queries_of, uncut
 
 __all__ = ["output_bound"]
 

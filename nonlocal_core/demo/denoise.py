@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from nonlocal_core.errors import check_finite, check_floating, check_int, fail_type, fail_value
-from nonlocal_core.reference import Form, nonlocal_op, weights_of
+from nonlocal_core.form import Form
+from nonlocal_core.reference import nonlocal_op, weights_of
 
 __all__ = ["default_strength", "estimate_noise", "nonlocal_means", "operands", "pixel_weights", "psnr"]
 

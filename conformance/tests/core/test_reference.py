@@ -9,6 +9,7 @@ import pytest
 import nonlocal_core as nlc
 from nonlocal_conformance import CASES
 from nonlocal_core import reference
+from nonlocal_core.form import Form
 
 
 def interacts(spec, query, key):
@@ -229,7 +230,7 @@ def test_a_function_gets_its_queries_whole(monkeypatch):
 
 def test_blocks_of_queries_hold_no_more_weights_than_they_may(monkeypatch):
     monkeypatch.setattr(reference, "BLOCK", 40)
-    form = reference.Form("dot_product", softmax=False, scale=1.0)
+    form = Form("dot_product", softmax=False, scale=1.0)
     blocks = list(reference.query_blocks(np.ones((2, 9, 3)), np.ones((2, 5, 3)), form))
     assert [(rows.start, rows.stop) for rows in blocks] == [(0, 4), (4, 8), (8, 9)]
     monkeypatch.setattr(reference, "BLOCK", 1)
