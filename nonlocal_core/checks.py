@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from nonlocal_core.spec import NonLocalSpec
 
 __all__ = [
     "METHODS",
-    "OpOptions",
     "check_arrays",
     "check_method",
     "check_op",
@@ -27,21 +26,16 @@ __all__ = [
 METHODS = ("auto", "pairwise")
 
 
-class OpOptions(TypedDict, total=False):
-    """The options of `nonlocal_op`, in every backend."""
-
-    pairwise: str | Callable[[Any, Any], Any]
-    scale: float | None
-    concat_weight: Any
-    concat_bias: Any
-    normalize: str | None
-    key_mask: Any
-    method: str
-
-
 def dtype_name(array: Any) -> str:
     """Return the bare name of an array's dtype, for example "float32", for any array library."""
     return getattr(array.dtype, "name", None) or str(array.dtype).rpartition(".")[2]
+
+
+def check_array(name: str, value: Any) -> None:
+    """Check that an argument is an array of some library."""
+    if not (hasattr(value, "dtype") and hasattr(value, "shape")):
+        message = f"`{name}` must be an array. Got {type(value).__name__}."
+        raise TypeError(message)
 
 
 def check_method(method: str) -> None:
@@ -53,7 +47,6 @@ def check_op(
     theta: Any,
     phi: Any,
     g: Any,
-    *,
     pairwise: str | Callable[[Any, Any], Any] = "embedded_gaussian",
     scale: float | None = None,
     concat_weight: Any = None,
@@ -72,17 +65,29 @@ def check_op(
     check_pairwise(pairwise, normalize)
     factor = normal_scale(scale, named=())
     for name, array in (("theta", theta), ("phi", phi), ("g", g)):
-        if not hasattr(array, "dtype"):
-            raise fail_type(name, "be an array", array)
+        check_array(name, array)
         check_floating(name, dtype_name(array))
         if len(array.shape) != 3:  # noqa: PLR2004 - batch, positions, channels
             raise fail_value(name, "have 3 axes: batch, positions, channels", f"shape {tuple(array.shape)}")
     batch, _, inner = theta.shape
     check_sizes("phi", phi.shape, (batch, None, inner))
     check_sizes("g", g.shape, (batch, phi.shape[1], None))
+    if isinstance(phi.shape[1], int) and phi.shape[1] < 1:
+        raise fail_value("phi", "have at least one key", f"shape {tuple(phi.shape)}")
+    for name, array in (("key_mask", key_mask), ("concat_weight", concat_weight), ("concat_bias", concat_bias)):
+        if array is not None:
+            check_array(name, array)
     if key_mask is not None:
         check_boolean("key_mask", dtype_name(key_mask))
         check_sizes("key_mask", key_mask.shape, phi.shape[:2])
+    _check_concat(pairwise, inner, concat_weight, concat_bias)
+    return Form(
+        pairwise, is_softmax(pairwise, normalize), 1.0 if factor is None else float(factor), concat_weight, concat_bias
+    )
+
+
+def _check_concat(pairwise: Any, inner: int | None, concat_weight: Any, concat_bias: Any) -> None:
+    """Check that the concatenation form has its weight, and no other has."""
     if pairwise == "concatenation":
         if concat_weight is None:
             raise fail_value("concat_weight", "be given for the concatenation form", None)
@@ -92,9 +97,6 @@ def check_op(
     elif concat_weight is not None or concat_bias is not None:
         name = "concat_bias" if concat_weight is None else "concat_weight"
         raise fail_value(name, "be None unless `pairwise` is 'concatenation'", "an array")
-    return Form(
-        pairwise, is_softmax(pairwise, normalize), 1.0 if factor is None else float(factor), concat_weight, concat_bias
-    )
 
 
 def known_sizes(shape: Iterable[Any]) -> tuple[Size, ...]:
@@ -116,6 +118,8 @@ def check_arrays(spec: NonLocalSpec, shape: Iterable[Any], x: Any, key_mask: Any
         TypeError: if the input is not floating point or the mask is not boolean.
         ValueError: if a shape does not fit the spec.
     """
+    if key_mask is not None:
+        check_array("key_mask", key_mask)
     spec.check_input(
         known_sizes(shape),
         dtype=dtype_name(x),
@@ -127,8 +131,11 @@ def check_arrays(spec: NonLocalSpec, shape: Iterable[Any], x: Any, key_mask: Any
 
 def check_positions(positions: Any, queries: int | None) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return `positions` as a one-dimensional array of int64, each one of `queries` flat indices (None: unknown)."""
-    array = np.asarray(positions)
-    if array.dtype.kind not in "iu":
+    try:
+        array = np.asarray(positions)
+    except ValueError:
+        raise fail_type("positions", "be a one-dimensional sequence of ints", positions) from None
+    if array.size and array.dtype.kind not in "iu":
         raise fail_type("positions", "be a one-dimensional sequence of ints", positions)
     if array.ndim != 1:
         raise fail_value("positions", "be a one-dimensional sequence of ints", f"shape {array.shape}")
@@ -142,7 +149,7 @@ def check_params(params: Mapping[str, Any], spec: NonLocalSpec) -> None:
     """Check that `params` holds exactly the parameters of `spec`, in their shapes.
 
     Raises:
-        TypeError: if `params` is not a mapping.
+        TypeError: if `params` is not a mapping, or a parameter is no floating-point array.
         ValueError: if a parameter is missing or unknown, or has a wrong shape.
     """
     if not isinstance(params, Mapping):
@@ -152,4 +159,7 @@ def check_params(params: Mapping[str, Any], spec: NonLocalSpec) -> None:
     if missing or unknown:
         raise fail_value("params", f"hold exactly {list(shapes)}", f"missing {missing}, unknown {unknown}")
     for name, shape in shapes.items():
-        check_sizes(f"params[{name!r}]", np.shape(params[name]), shape)
+        argument, array = f"params[{name!r}]", params[name]
+        check_array(argument, array)
+        check_floating(argument, dtype_name(array))
+        check_sizes(argument, array.shape, shape)

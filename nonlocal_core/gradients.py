@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 
-from nonlocal_core.checks import OpOptions
 from nonlocal_core.errors import check_sizes, fail_type, fail_value
 from nonlocal_core.form import Form, form_of
 from nonlocal_core.parameters import STATISTICS
@@ -38,15 +37,33 @@ from nonlocal_core.spec import NonLocalSpec
 __all__ = ["nonlocal_block_vjp", "nonlocal_op_vjp"]
 
 
-def nonlocal_op_vjp(theta: Array, phi: Array, g: Array, dy: Array, **options: Unpack[OpOptions]) -> dict[str, Array]:
-    """Return the gradients of sum(y * dy), y = nonlocal_op(theta, phi, g, **options).
+def nonlocal_op_vjp(
+    theta: Array,
+    phi: Array,
+    g: Array,
+    dy: Array,
+    pairwise: str = "embedded_gaussian",
+    scale: float | None = None,
+    concat_weight: Array = None,
+    concat_bias: Array = None,
+    normalize: str | None = None,
+    key_mask: Array = None,
+    method: str = "auto",
+) -> dict[str, Array]:
+    """Return the gradients of sum(y * dy), y = nonlocal_op(theta, phi, g, ...).
 
     Args:
         theta: queries `(B, N, C')`.
         phi: keys `(B, M, C')`.
         g: values `(B, M, D)`.
         dy: the gradient of y, `(B, N, D)`.
-        **options: the options of `nonlocal_op`; `pairwise` must be a named form.
+        pairwise: a named form; this and the following are the options of `nonlocal_op`.
+        scale: a finite, non-zero float, or None.
+        concat_weight: w_f `(2C',)`.
+        concat_bias: b_f `()`.
+        normalize: None.
+        key_mask: `(B, M)`, True where a key takes part.
+        method: "auto" or "pairwise".
 
     Returns:
         A dict with "theta", "phi", "g", and for the concatenation form "concat_weight" and, if it was given,
@@ -62,10 +79,10 @@ def nonlocal_op_vjp(theta: Array, phi: Array, g: Array, dy: Array, **options: Un
         array([2.66666667, 2.66666667, 2.66666667])
     """
     _check_numpy(theta=theta, phi=phi, g=g, dy=dy)
-    _check_named(options.get("pairwise", "embedded_gaussian"))
-    form, mask = op_form(theta, phi, g, options)
+    _check_named(pairwise)
+    form, mask = op_form(theta, phi, g, pairwise, scale, concat_weight, concat_bias, normalize, key_mask, method)
     check_sizes("dy", dy.shape, (*theta.shape[:2], g.shape[-1]))
-    given: dict[str, Array] = {"theta": theta, "phi": phi, "g": g, **options}
+    given = {"theta": theta, "phi": phi, "g": g, "concat_weight": concat_weight, "concat_bias": concat_bias}
     wide = widened(theta=theta, phi=phi, g=g, dy=dy)
     gradients = _aggregate_vjp(wide["theta"], wide["phi"], wide["g"], wide["dy"], form, mask)
     return {name: narrowed(gradient, given[name]) for name, gradient in gradients.items()}

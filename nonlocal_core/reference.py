@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, Unpack
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from array_api_compat import array_namespace, device, is_array_api_obj
 
-from nonlocal_core.checks import OpOptions, check_arrays, check_op, check_params, check_positions
+from nonlocal_core.checks import check_arrays, check_op, check_params, check_positions
 from nonlocal_core.errors import fail_type
 from nonlocal_core.form import Form, form_of
 from nonlocal_core.sets import Sets
@@ -28,7 +28,18 @@ BLOCK = 2**20
 """The largest number of weights that are held at once."""
 
 
-def nonlocal_op(theta: Array, phi: Array, g: Array, **options: Unpack[OpOptions]) -> Array:
+def nonlocal_op(
+    theta: Array,
+    phi: Array,
+    g: Array,
+    pairwise: str | Callable[[Array, Array], Array] = "embedded_gaussian",
+    scale: float | None = None,
+    concat_weight: Array = None,
+    concat_bias: Array = None,
+    normalize: str | None = None,
+    key_mask: Array = None,
+    method: str = "auto",
+) -> Array:
     """Compute the non-local operation, y_i = sum_j w_ij g_j (equation 1).
 
     The weights w_ij are the softmax over j of a s_ij, or a s_ij / M, with s_ij = theta_i . phi_j for the
@@ -40,7 +51,7 @@ def nonlocal_op(theta: Array, phi: Array, g: Array, **options: Unpack[OpOptions]
         phi: keys `(B, M, C')`.
         g: values `(B, M, D)`.
         pairwise: "gaussian", "embedded_gaussian", "dot_product", "concatenation", or a function
-            `f(theta, phi) -> scores (B, N, M)`.
+            `f(theta, phi) -> scores (B, N, M)` of each pair alone.
         scale: a, a finite, non-zero float; None is 1.
         concat_weight: w_f `(2C',)`, the half for theta first; for the concatenation form.
         concat_bias: b_f `()`; for the concatenation form, optional.
@@ -61,7 +72,7 @@ def nonlocal_op(theta: Array, phi: Array, g: Array, **options: Unpack[OpOptions]
         >>> nonlocal_op(theta, phi, g)[0, :, 0]
         array([1., 1.])
     """
-    form, mask = op_form(theta, phi, g, options)
+    form, mask = op_form(theta, phi, g, pairwise, scale, concat_weight, concat_bias, normalize, key_mask, method)
     wide = widened(theta=theta, phi=phi, g=g)
     return narrowed(aggregate(wide["theta"], wide["phi"], wide["g"], form, mask), theta)
 
@@ -144,7 +155,7 @@ def attention(x: Array, params: Params, spec: NonLocalSpec, positions: Any = Non
 
 
 def updated_statistics(
-    x: Array, params: Params, spec: NonLocalSpec, key_mask: Array = None, *, unbiased: bool = False
+    x: Array, params: Params, spec: NonLocalSpec, key_mask: Array = None, unbiased: bool = False
 ) -> dict[str, Array]:
     """Return the running statistics after one training step on `x`.
 
@@ -299,7 +310,8 @@ def query_blocks(theta: Array, phi: Array, form: Form) -> Iterator[slice]:
     """Cut the queries into blocks of at most `BLOCK` weights; a function of the user's gets them whole."""
     queries = theta.shape[1]
     step = max(1, BLOCK // max(1, phi.shape[0] * phi.shape[1])) if form.named else queries
-    return (slice(start, min(start + step, queries)) for start in range(0, queries, step))
+    # Without any query there is one block, which is empty.
+    return (slice(start, min(start + step, queries)) for start in range(0, max(queries, 1), step))
 
 
 def branch(x: Array, params: Params, spec: NonLocalSpec, key_mask: Array) -> Array:
@@ -355,12 +367,12 @@ def check_statistics(spec: NonLocalSpec) -> None:
         raise ValueError(message)
 
 
-def op_form(theta: Array, phi: Array, g: Array, options: OpOptions) -> tuple[Form, Array]:
-    """Check the arguments of the operation; return its form and a mask (B, M)."""
+def op_form(theta: Array, phi: Array, g: Array, *options: Any) -> tuple[Form, Array]:
+    """Check the arguments of the operation, in their order; return its form and a mask (B, M)."""
     for name, a in (("theta", theta), ("phi", phi), ("g", g)):
         if not is_array_api_obj(a):
             raise fail_type(name, "be an array", a)
-    form, mask = check_op(theta, phi, g, **options), options.get("key_mask")
+    form, mask = check_op(theta, phi, g, *options), options[5]
     if mask is None:
         xp = array_namespace(phi)
         mask = xp.ones(phi.shape[:2], dtype=xp.bool, device=device(phi))

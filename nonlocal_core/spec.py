@@ -50,7 +50,8 @@ class NonLocalSpec:
         inner_channels: C', the channels of theta, phi and g. None: half of `channels`, at least 1; the
             attribute then holds that number.
         pairwise: the form of f(x_i, x_j): "gaussian", "embedded_gaussian", "dot_product", "concatenation",
-            or a function `f(theta (B, N, C'), phi (B, M, C')) -> scores (B, N, M)` on the backend's arrays.
+            or a function `f(theta (B, N, C'), phi (B, M, C')) -> scores (B, N, M)` on the backend's arrays,
+            each score from its own theta_i and phi_j alone.
         normalize: how the scores of a `pairwise` function become weights: "softmax" over the keys, or
             "count", division by their number. None for the named forms, which fix it.
         scale: a factor on the scores. None: 1; "inner": C'^-1/2; "input": C^-1/2; or a finite, non-zero

@@ -76,8 +76,8 @@ def updated_statistics(
     params: Params,
     spec: NonLocalSpec,
     key_mask: Array | None = None,
-    *,
     unbiased: bool = False,
+    *,
     method: str = "auto",
     dtype: Any = None,
 ) -> dict[str, Array]:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from nonlocal_core.checks import OpOptions, check_op
+from nonlocal_core.checks import check_op
 from nonlocal_core.form import Form
 
 __all__ = ["nonlocal_op"]
 
 
-def nonlocal_op(theta: Array, phi: Array, g: Array, **options: Unpack[OpOptions]) -> Array:
+def nonlocal_op(
+    theta: Array,
+    phi: Array,
+    g: Array,
+    pairwise: str | Callable[[Array, Array], Array] = "embedded_gaussian",
+    scale: float | None = None,
+    concat_weight: Array | None = None,
+    concat_bias: Array | None = None,
+    normalize: str | None = None,
+    key_mask: Array | None = None,
+    method: str = "auto",
+) -> Array:
     """Compute the non-local operation, y_i = sum_j w_ij g_j (equation 1 of the paper).
 
     Scores, weights and sums are at least float32, whatever the dtype of the operands, and products of float32
@@ -24,8 +36,14 @@ def nonlocal_op(theta: Array, phi: Array, g: Array, **options: Unpack[OpOptions]
         theta: queries `(B, N, C')`.
         phi: keys `(B, M, C')`.
         g: values `(B, M, D)`.
-        **options: those of `nonlocal_core.nonlocal_op`: `pairwise`, `scale`, `concat_weight`, `concat_bias`,
-            `normalize`, `key_mask` `(B, M)` and `method`.
+        pairwise: "gaussian", "embedded_gaussian", "dot_product", "concatenation", or a function
+            `f(theta, phi) -> scores (B, N, M)` of each pair alone.
+        scale: a finite, non-zero float that multiplies the scores; None is 1.
+        concat_weight: w_f `(2C',)`, the half for theta first; for the concatenation form.
+        concat_bias: b_f `()`; for the concatenation form, optional.
+        normalize: "softmax" or "count" for a function, None for the named forms.
+        key_mask: `(B, M)`, True where a key takes part. A query without any key gives 0.
+        method: "auto" or "pairwise".
 
     Returns:
         y `(B, N, D)` in the dtype of `theta`.
@@ -40,8 +58,8 @@ def nonlocal_op(theta: Array, phi: Array, g: Array, **options: Unpack[OpOptions]
         >>> nonlocal_op(theta, phi, g)[0, :, 0]
         Array([1., 1.], dtype=float32)
     """
-    form = check_op(theta, phi, g, **options)
-    return aggregate(*map(jnp.asarray, (theta, phi, g)), form, options.get("key_mask"))
+    form = check_op(theta, phi, g, pairwise, scale, concat_weight, concat_bias, normalize, key_mask, method)
+    return aggregate(*map(jnp.asarray, (theta, phi, g)), form, key_mask)
 
 
 def aggregate(theta: Array, phi: Array, g: Array, form: Form, key_mask: Array | None) -> Array:

@@ -301,7 +301,12 @@ class NonLocalBlock(keras.layers.Layer):
         self._check(x, key_mask, training=training)
         axes = self._last(range(len(x.shape)))
         grid = tf.cast(x if self.data_format == "channels_last" else tf.transpose(x, axes), self.compute_dtype)
-        return grid, self.spec.sets(_sizes(grid)[1:-1])
+        sets = self.spec.sets(_sizes(grid)[1:-1])
+        if None in grid.shape or (key_mask is not None and None in key_mask.shape):
+            checks = _checks_when_run(self.spec, grid, sets, key_mask, training=training)
+            with tf.control_dependencies(checks):  # or statistics would move before a check fails
+                grid = tf.identity(grid)
+        return grid, sets
 
     def _form(self) -> Form:
         """Return what says how scores become weights."""
@@ -374,6 +379,26 @@ def _initializer(name: str, spec: NonLocalSpec) -> keras.initializers.Initialize
     return keras.initializers.RandomNormal(mean, deviation) if deviation else keras.initializers.Constant(mean)
 
 
+def _checks_when_run(
+    spec: NonLocalSpec, grid: tf.Tensor, sets: Sets, key_mask: tf.Tensor | None, *, training: bool
+) -> list[Any]:
+    """Return checks of the sizes that were unknown when the graph was traced; XLA leaves such checks out."""
+    sizes, checks = tf.shape(grid), []
+    if spec.group_size is not None:
+        message = "`group_size` must divide the number of frames."
+        checks.append(tf.debugging.assert_equal(sizes[1] % spec.group_size, 0, message))
+    for size, length in zip(sets.inner_sizes, sets.window or (1,) * len(sets.inner), strict=True):
+        message = "`subsample` must leave at least one window on every axis."
+        checks.append(tf.debugging.assert_greater_equal(size, length, message))
+    if key_mask is not None:
+        message = "`key_mask` must have the shape of `x` without its channels."
+        checks.append(tf.debugging.assert_equal(tf.shape(key_mask), sizes[:-1], message))
+    if training and spec.norm == "batch":
+        message = "`x` must have more than one value per channel in training with norm 'batch'."
+        checks.append(tf.debugging.assert_greater(tf.reduce_prod(sizes[:-1]), 1, message))
+    return [check for check in checks if check is not None]
+
+
 def _sizes(a: tf.Tensor) -> list[Any]:
     """Return the shape of `a`: ints, and scalar tensors for sizes that are unknown while it is traced."""
     return [tf.shape(a)[axis] if size is None else size for axis, size in enumerate(a.shape)]
@@ -387,7 +412,8 @@ def _flat(a: tf.Tensor) -> tf.Tensor:
 
 def _cut(a: tf.Tensor, sets: Sets) -> tf.Tensor:
     """Take `(B, S1..Sk, C)` apart into sets, `(B', *inner, C)`."""
-    a = tf.transpose(tf.reshape(a, [-1, *sets.grid, a.shape[-1]]), sets.cut_axes)
+    # The batch is named, or frames that groups do not divide would flow into the next sample.
+    a = tf.transpose(tf.reshape(a, [_sizes(a)[0], *sets.grid, a.shape[-1]]), sets.cut_axes)
     return tf.reshape(a, [-1, *sets.inner_sizes, a.shape[-1]])
 
 

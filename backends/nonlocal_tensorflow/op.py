@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from collections.abc import Callable
 
 import tensorflow as tf
 
-from nonlocal_core.checks import OpOptions, check_op
+from nonlocal_core.checks import check_op
 from nonlocal_core.form import Form
 
 __all__ = ["nonlocal_op"]
 
 
-def nonlocal_op(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, **options: Unpack[OpOptions]) -> tf.Tensor:
+def nonlocal_op(
+    theta: tf.Tensor,
+    phi: tf.Tensor,
+    g: tf.Tensor,
+    pairwise: str | Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = "embedded_gaussian",
+    scale: float | None = None,
+    concat_weight: tf.Tensor | None = None,
+    concat_bias: tf.Tensor | None = None,
+    normalize: str | None = None,
+    key_mask: tf.Tensor | None = None,
+    method: str = "auto",
+) -> tf.Tensor:
     """Compute the non-local operation, y_i = sum_j w_ij g_j (equation 1 of the paper).
 
     Scores, weights and sums are at least float32, whatever the dtype of the operands. Sizes may be unknown when
@@ -22,8 +33,14 @@ def nonlocal_op(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, **options: Unpac
         theta: queries `(B, N, C')`.
         phi: keys `(B, M, C')`.
         g: values `(B, M, D)`.
-        **options: those of `nonlocal_core.nonlocal_op`: `pairwise`, `scale`, `concat_weight`, `concat_bias`,
-            `normalize`, `key_mask` `(B, M)` and `method`.
+        pairwise: "gaussian", "embedded_gaussian", "dot_product", "concatenation", or a function
+            `f(theta, phi) -> scores (B, N, M)` of each pair alone.
+        scale: a finite, non-zero float that multiplies the scores; None is 1.
+        concat_weight: w_f `(2C',)`, the half for theta first; for the concatenation form.
+        concat_bias: b_f `()`; for the concatenation form, optional.
+        normalize: "softmax" or "count" for a function, None for the named forms.
+        key_mask: `(B, M)`, True where a key takes part. A query without any key gives 0.
+        method: "auto" or "pairwise".
 
     Returns:
         y `(B, N, D)` in the dtype of `theta`.
@@ -37,8 +54,8 @@ def nonlocal_op(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, **options: Unpac
         >>> nonlocal_op(theta, phi, g)[0, :, 0].numpy()
         array([1., 1.], dtype=float32)
     """
-    form = check_op(theta, phi, g, **options)
-    return aggregate(theta, phi, g, form, options.get("key_mask"))
+    form = check_op(theta, phi, g, pairwise, scale, concat_weight, concat_bias, normalize, key_mask, method)
+    return aggregate(theta, phi, g, form, key_mask)
 
 
 def aggregate(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, form: Form, key_mask: tf.Tensor | None) -> tf.Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nonlocal_core.checks import check_arrays, check_method, check_params, check_positions
+from nonlocal_core.errors import fail_type
 from nonlocal_core.form import Form, form_of
 from nonlocal_core.options import SpecOptions
 from nonlocal_core.parameters import initial_moments, param_shapes
@@ -182,7 +183,8 @@ class NonLocalBlock(nn.Module):
             ValueError: if a parameter is missing or unknown, or has a wrong shape.
         """
         check_params(params, self.spec)
-        given = {name: torch.as_tensor(np.asarray(params[name])) for name in params}
+        # float64 holds the numbers of every other dtype, of bfloat16 too, which PyTorch does not take from NumPy.
+        given = {name: torch.as_tensor(np.asarray(params[name]).astype(np.float64)) for name in params}
         for name, tensor in self._canonical().items():
             tensor.copy_(given[name])
 
@@ -199,6 +201,8 @@ class NonLocalBlock(nn.Module):
         return {name: state[_STATE_NAMES.get(name, name)] for name in param_shapes(self.spec)}
 
     def _check(self, x: Tensor, key_mask: Tensor | None, training: bool) -> Sets:
+        if not isinstance(x, Tensor):
+            raise fail_type("x", "be a torch.Tensor", x)
         shape = (*x.shape[:1], *x.shape[2:], *x.shape[1:2])
         check_arrays(self.spec, shape, x, key_mask, training=training)
         return self.spec.sets(x.shape[2:])

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Unpack
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nonlocal_core.checks import OpOptions, check_op
+from nonlocal_core.checks import check_op
 from nonlocal_core.form import Form
 
 __all__ = ["nonlocal_op"]
 
 
-def nonlocal_op(theta: Tensor, phi: Tensor, g: Tensor, **options: Unpack[OpOptions]) -> Tensor:
+def nonlocal_op(
+    theta: Tensor,
+    phi: Tensor,
+    g: Tensor,
+    pairwise: str | Callable[[Tensor, Tensor], Tensor] = "embedded_gaussian",
+    scale: float | None = None,
+    concat_weight: Tensor | None = None,
+    concat_bias: Tensor | None = None,
+    normalize: str | None = None,
+    key_mask: Tensor | None = None,
+    method: str = "auto",
+) -> Tensor:
     """Compute the non-local operation, y_i = sum_j w_ij g_j (equation 1 of the paper).
 
     Scores, weights and sums are at least float32, whatever the dtype of the operands. With method "auto" and
@@ -25,8 +36,14 @@ def nonlocal_op(theta: Tensor, phi: Tensor, g: Tensor, **options: Unpack[OpOptio
         theta: queries `(B, N, C')`.
         phi: keys `(B, M, C')`.
         g: values `(B, M, D)`.
-        **options: those of `nonlocal_core.nonlocal_op`: `pairwise`, `scale`, `concat_weight`, `concat_bias`,
-            `normalize`, `key_mask` `(B, M)` and `method`.
+        pairwise: "gaussian", "embedded_gaussian", "dot_product", "concatenation", or a function
+            `f(theta, phi) -> scores (B, N, M)` of each pair alone.
+        scale: a finite, non-zero float that multiplies the scores; None is 1.
+        concat_weight: w_f `(2C',)`, the half for theta first; for the concatenation form.
+        concat_bias: b_f `()`; for the concatenation form, optional.
+        normalize: "softmax" or "count" for a function, None for the named forms.
+        key_mask: `(B, M)`, True where a key takes part. A query without any key gives 0.
+        method: "auto" or "pairwise".
 
     Returns:
         y `(B, N, D)` in the dtype of `theta`.
@@ -41,8 +58,8 @@ def nonlocal_op(theta: Tensor, phi: Tensor, g: Tensor, **options: Unpack[OpOptio
         >>> nonlocal_op(theta, phi, g)[0, :, 0]
         tensor([1., 1.])
     """
-    form = check_op(theta, phi, g, **options)
-    return aggregate(theta, phi, g, form, options.get("key_mask"), options.get("method", "auto"))
+    form = check_op(theta, phi, g, pairwise, scale, concat_weight, concat_bias, normalize, key_mask, method)
+    return aggregate(theta, phi, g, form, key_mask, method)
 
 
 def aggregate(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Tensor | None, method: str) -> Tensor:
@@ -66,13 +83,14 @@ def fused_attention(theta: Tensor, phi: Tensor, g: Tensor, scale: float, key_mas
     width = max(theta.shape[-1], g.shape[-1])
     query, key, value = (functional.pad(a, (0, width - a.shape[-1])).unsqueeze(1) for a in (theta, phi, g))
     # The kernel takes its maximum before the scale, so a sign goes into the queries, exactly.
-    y = functional.scaled_dot_product_attention(
-        query if scale > 0 else -query,
-        key,
-        value,
-        attn_mask=None if key_mask is None else key_mask[:, None, None, :],
-        scale=abs(scale),
-    )
+    with _full_precision(theta.device.type):
+        y = functional.scaled_dot_product_attention(
+            query if scale > 0 else -query,
+            key,
+            value,
+            attn_mask=None if key_mask is None else key_mask[:, None, None, :],
+            scale=abs(scale),
+        )
     y = y.squeeze(1)[..., : g.shape[-1]]
     if key_mask is None:
         return y

@@ -116,7 +116,7 @@ class Peer(TorchDriver):
         """Return the pooling window with one entry for each axis."""
         return (spec.subsample,) * self.rank if isinstance(spec.subsample, int) else spec.subsample
 
-    def initial(self, spec: NonLocalSpec) -> Params:
+    def initial(self, spec: NonLocalSpec, seed: int = 0) -> Params:  # noqa: ARG002 - the peers take none
         """Return the parameters of a new block."""
         with torch.random.fork_rng():
             torch.manual_seed(0)

@@ -76,6 +76,8 @@ def _op_calls(_: Case) -> dict[str, Call]:
         "no weight": lambda d: d.op(theta, phi, g, **concat),
         "weight shape": lambda d: d.op(theta, phi, g, **concat, concat_weight=weight[:5].copy()),
         "bias shape": lambda d: d.op(theta, phi, g, **concat, concat_weight=weight, concat_bias=weight),
+        "mask is a list": lambda d: d.op(theta, phi, g, key_mask=[[True]]),
+        "no keys": lambda d: d.op(theta, phi[:, :0].copy(), g[:, :0].copy()),
         "needless weight": lambda d: d.op(theta, phi, g, concat_weight=weight),
         "rank of theta": lambda d: d.op(theta[0], phi, g),
         "width of phi": lambda d: d.op(theta, phi[..., :4].copy(), g),

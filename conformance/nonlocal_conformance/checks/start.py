@@ -49,9 +49,13 @@ def start(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - a star
             require(off < DEVIATIONS, f"the mean of new {name} is {off:.1f} standard errors from {mean}")
             off = abs(float(params[name].std()) - deviation) / (deviation / (2 * size) ** 0.5)
             require(off < DEVIATIONS, f"the deviation of new {name} is {off:.1f} standard errors from {deviation}")
-        drawn = [params[name] for name in ("theta.weight", "phi.weight", "g.weight") if name in params]
+        drawn = [name for name in ("theta.weight", "phi.weight", "g.weight") if name in params]
         for one, other in itertools.combinations(drawn, 2):
-            require(not np.array_equal(one, other), "new weights of one shape must not be equal")
+            require(not np.array_equal(params[one], params[other]), f"new {one} and {other} must not be equal")
+        again, another = driver.initial(spec, seed=0), driver.initial(spec, seed=1)
+        for name in drawn:
+            assert_same(f"{name} of a new block from the same seed", again[name], params[name])
+            require(not np.array_equal(another[name], params[name]), f"new {name} must follow the seed")
 
 
 @check("rebuilt", cases=lambda case: case.is_differentiable, every_dtype=False)

@@ -162,10 +162,10 @@ class JaxDriver:
         """Return the spec of a block that was taken apart into graph and state, and put together."""
         return nnx.merge(*nnx.split(NonLocalBlock.from_spec(spec, rngs=nnx.Rngs(0)))).spec
 
-    def initial(self, spec: NonLocalSpec) -> Params:
+    def initial(self, spec: NonLocalSpec, seed: int = 0) -> Params:
         """Return the parameters of a new block."""
         with self._scope():
-            return NonLocalBlock.from_spec(spec, rngs=nnx.Rngs(0)).export_params()
+            return NonLocalBlock.from_spec(spec, rngs=nnx.Rngs(seed)).export_params()
 
     def compiled(
         self,

@@ -131,9 +131,9 @@ class NumpyDriver:
         """Return the spec as its JSON text gives it back."""
         return NonLocalSpec.from_json(spec.to_json())
 
-    def initial(self, spec: NonLocalSpec) -> Params:
+    def initial(self, spec: NonLocalSpec, seed: int = 0) -> Params:
         """Return the parameters of a new block."""
-        return nlc.init_params(spec, np.random.default_rng(0))
+        return nlc.init_params(spec, np.random.default_rng(seed))
 
     def peak_memory(self, call: Callable[[], T]) -> tuple[T, int | None]:
         """Return the result of a call and its peak extra memory in bytes."""

@@ -179,10 +179,10 @@ class TensorflowDriver:
         """Return the spec of a layer that was made from the config of another."""
         return NonLocalBlock.from_config(NonLocalBlock.from_spec(spec).get_config()).spec
 
-    def initial(self, spec: NonLocalSpec) -> Params:
+    def initial(self, spec: NonLocalSpec, seed: int = 0) -> Params:
         """Return the parameters of a new block."""
         state = random.getstate()
-        random.seed(0)  # where the initializers of Keras take their seeds
+        random.seed(seed)  # where the initializers of Keras take their seeds
         try:
             with self._scope():
                 return NonLocalBlock.from_spec(spec).export_params()

@@ -31,7 +31,6 @@ class TorchDriver:
     """`nonlocal_torch` on one device."""
 
     name = "torch"
-    version = torch.__version__
     dtypes = ("float64", "float32")
     methods = METHODS
     mixed_dtypes = ("bfloat16", "float16")
@@ -40,12 +39,15 @@ class TorchDriver:
 
     def __init__(self, device: str = "cpu") -> None:
         """Take the device, which must be there."""
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        try:
+            torch.zeros(1, device=device).item()
+        except (RuntimeError, AssertionError) as error:
             message = f"`device` must be one that PyTorch finds on this machine. Got {device!r}."
-            raise ValueError(message)
+            raise ValueError(message) from error
         self.device = device
         # Inductor needs a C++ compiler on a CPU; without one the graph is traced and run as it is.
         self.compiler = "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
+        self.version = f"{torch.__version__} (compiled by {self.compiler})"
 
     def block(
         self,
@@ -135,8 +137,8 @@ class TorchDriver:
 
     def op(self, theta: Array, phi: Array, g: Array, **options: Any) -> Array:
         """Return the operation alone."""
-        arrays = [self._tensor(a) for a in (theta, phi, g)]
-        return _numpy(nonlocal_op(*arrays, **self._options(options)))
+        arrays: dict[str, Any] = {"theta": self._tensor(theta), "phi": self._tensor(phi), "g": self._tensor(g)}
+        return _numpy(nonlocal_op(**arrays, **self._options(options)))
 
     def op_vjp(self, theta: Array, phi: Array, g: Array, dy: Array, **options: Any) -> Params:
         """Return the gradients of the operation alone."""
@@ -168,10 +170,10 @@ class TorchDriver:
         block: NonLocalBlock = pickle.loads(pickle.dumps(NonLocalBlock.from_spec(spec)))  # noqa: S301 - our own bytes
         return block.spec
 
-    def initial(self, spec: NonLocalSpec) -> Params:
+    def initial(self, spec: NonLocalSpec, seed: int = 0) -> Params:
         """Return the parameters of a new block."""
         with torch.random.fork_rng():
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             return NonLocalBlock.from_spec(spec, device=self.device).export_params()
 
     def compiled(

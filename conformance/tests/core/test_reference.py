@@ -318,3 +318,18 @@ def test_the_gradient_of_a_block_must_have_its_shape():
     x, params = np.ones((2, 4, 3)), nlc.init_params(spec, np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"`dz` must have shape \(2, 4, 3\)"):
         nlc.nonlocal_block_vjp(x, params, spec, x[:1])
+
+
+def test_an_operation_without_queries_gives_none_and_one_without_keys_is_refused():
+    theta, phi, g = np.ones((2, 0, 4)), np.ones((2, 3, 4)), np.ones((2, 3, 5))
+    assert nlc.nonlocal_op(theta, phi, g).shape == (2, 0, 5)
+    assert nlc.nonlocal_op_vjp(theta, phi, g, np.ones((2, 0, 5)))["phi"].shape == phi.shape
+    with pytest.raises(ValueError, match="`phi` must have at least one key"):
+        nlc.nonlocal_op(phi, phi[:, :0], g[:, :0])
+
+
+@pytest.mark.parametrize("positions", [[], (), range(0), np.array([], int)], ids=["list", "tuple", "range", "array"])
+def test_no_positions_give_no_rows(positions):
+    spec = nlc.NonLocalSpec(channels=3)
+    params = nlc.init_params(spec, np.random.default_rng(0))
+    assert nlc.attention(np.ones((2, 4, 3)), params, spec, positions).shape == (2, 0, 4)

@@ -437,10 +437,10 @@ class Textbook:
         """Return the spec as it comes back from a file."""
         return NonLocalSpec.from_json(spec.to_json())
 
-    def initial(self, spec):
+    def initial(self, spec, seed=0):
         """Return the parameters of a new block."""
         with torch.random.fork_rng():
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             return {name: self.start(spec, name, shape).numpy() for name, shape in param_shapes(spec).items()}
 
     def compiled(self, spec, params, x, key_mask=None, *, training=False):

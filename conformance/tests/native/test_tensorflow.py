@@ -582,3 +582,27 @@ def test_the_import_says_what_is_missing(modules, words):
     assert ran.returncode == 1
     assert "ImportError: nonlocal_tensorflow needs" in ran.stderr
     assert words in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "mask", "training", "words"),
+    [
+        ({"group_size": 2}, (2, 3, 2, 2, 4), None, False, "`group_size` must divide"),
+        ({"subsample": 3}, (1, 2, 2, 4), None, False, "`subsample` must leave at least one window"),
+        ({}, (3, 5, 4), (1, 5), False, "`key_mask` must have the shape"),
+        ({"norm": "batch"}, (1, 1, 4), None, True, "`x` must have more than one value per channel"),
+        ({"norm": "batch"}, (0, 3, 4), None, True, "`x` must have more than one value per channel"),
+    ],
+)
+def test_sizes_unknown_to_the_trace_are_checked_when_it_runs(options, shape, mask, training, words):
+    block = NonLocalBlock(4, **options)
+    unknown = tf.TensorSpec([None] * (len(shape) - 1) + [4])
+    masked = [] if mask is None else [tf.TensorSpec([None] * (len(shape) - 1), tf.bool)]
+    traced = tf.function(
+        lambda x, *key_mask: block(x, *key_mask, training=training), input_signature=[unknown, *masked]
+    )
+    arguments = [tf.ones(shape)] if mask is None else [tf.ones(shape), tf.ones(mask, tf.bool)]
+    before = block.export_params()
+    with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+        traced(*arguments)
+    assert all(np.array_equal(a, before[name]) for name, a in block.export_params().items())

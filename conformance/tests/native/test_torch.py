@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -286,3 +287,39 @@ def test_without_pytorch_the_import_says_what_to_install():
     assert (
         "ImportError: nonlocal_torch needs PyTorch. Install it with `pip install 'nonlocal-core[torch]'`." in ran.stderr
     )
+
+
+@pytest.mark.parametrize("method", ["auto", "pairwise"])
+def test_the_operation_keeps_the_dtype_of_theta_under_autocast(method):
+    theta, phi, g = (random_input(2, size, 6, dtype=torch.float32) for size in (5, 4, 4))
+    expected = nonlocal_op(theta, phi, g)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = nonlocal_op(theta, phi, g, method=method)
+    torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("wrong", [np.ones((2, 6, 5), "float32"), [[1.0]]], ids=["NumPy", "list"])
+def test_an_input_that_is_no_tensor_is_named(wrong):
+    with pytest.raises(TypeError, match=r"`x` must be a torch\.Tensor"):
+        NonLocalBlock(6)(wrong)
+
+
+def test_parameters_of_bfloat16_arrays_are_taken_in():
+    block = NonLocalBlock(6)
+    given = {name: a.astype(ml_dtypes.bfloat16) for name, a in NonLocalBlock(6).export_params().items()}
+    block.import_params(given)
+    assert all(np.array_equal(a, given[name].astype("float32")) for name, a in block.export_params().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"g.bias": [0.0, 0.0, 0.0]}, TypeError, r"`params\['g.bias'\]` must be an array. Got list"),
+        ({"g.bias": np.ones(3, int)}, TypeError, r"`params\['g.bias'\]` must have a floating-point dtype. Got int64"),
+        ({"g.bias": np.ones(3, complex)}, TypeError, "must have a floating-point dtype. Got complex128"),
+    ],
+)
+def test_parameters_of_a_wrong_type_are_named(change, error, words):
+    block = NonLocalBlock(6)
+    with pytest.raises(error, match=words):
+        block.import_params({**block.export_params(), **change})

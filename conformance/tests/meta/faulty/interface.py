@@ -203,6 +203,12 @@ def new_weights_of_one_shape_are_equal(self, spec, name, shape):
     return Textbook.start(self, spec, name, shape)
 
 
+@fault("initial", "start")
+def the_seed_of_the_caller_is_overwritten(self, spec, seed=0):
+    """The block sets a seed of its own, and leaves it behind for all that is drawn later."""
+    return Textbook.initial(self, spec, 7)
+
+
 @fault("rebuilt", "rebuilt")
 def an_option_is_no_part_of_the_config(self, spec):
     """A block that was loaded has the default epsilon."""
@@ -222,9 +228,9 @@ def a_new_running_variance_is_zero(self, spec, name, shape):
 
 
 @fault("initial", "start")
-def the_inner_width_is_always_half_of_the_channels(self, spec):
+def the_inner_width_is_always_half_of_the_channels(self, spec, seed=0):
     """The option `inner_channels` is ignored."""
-    return Textbook.initial(self, spec.replace(inner_channels=None))
+    return Textbook.initial(self, spec.replace(inner_channels=None), seed)
 
 
 @fault("initial", "start")
