@@ -116,10 +116,10 @@ class Peer(TorchDriver):
         """Return the pooling window with one entry for each axis."""
         return (spec.subsample,) * self.rank if isinstance(spec.subsample, int) else spec.subsample
 
-    def initial(self, spec: NonLocalSpec, seed: int = 0) -> Params:  # noqa: ARG002 - the peers take none
+    def initial(self, spec: NonLocalSpec, seed: int = 0) -> Params:
         """Return the parameters of a new block."""
         with torch.random.fork_rng():
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             return self.new(spec).export_params()
 
     def vjp(self, spec: NonLocalSpec, params: Params, *arguments: Any, **options: Any) -> tuple[Array, Params]:

@@ -199,7 +199,7 @@ class JaxDriver:
     @contextlib.contextmanager
     def _scope(self, *arrays: Array | None) -> Iterator[None]:
         """Compute on the device, in 64 bits if an array has them."""
-        wide = any(a is not None and a.dtype.itemsize == 8 for a in arrays)  # noqa: PLR2004 - bytes
+        wide = any(isinstance(a, np.ndarray) and a.dtype.itemsize == 8 for a in arrays)  # noqa: PLR2004 - bytes
         with jax.default_device(self._device), jax.enable_x64(wide):
             yield
         self._calls += 1
@@ -270,7 +270,7 @@ def _block(spec: NonLocalSpec, params: Params, *, training: bool = False, **opti
 
 def _divided(arguments: dict[str, Any]) -> tuple[Params, Options]:
     """Return the arrays among arguments, and the others in a form that can be static."""
-    arrays = {name: a for name, a in arguments.items() if isinstance(a, np.ndarray)}
+    arrays = {name: a for name, a in arguments.items() if isinstance(a, np.ndarray | list)}
     return arrays, tuple((name, a) for name, a in arguments.items() if name not in arrays)
 
 
