@@ -74,9 +74,15 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     drivers, missing = config.stash[_DRIVERS]
     return [
         f"non-local conformance: specification {nonlocal_core.__version__}",
-        *(f"backend {driver.name} {driver.version} on {driver.device}" for driver in drivers),
+        *(_described(driver) for driver in drivers),
         *(f"backend {name} is not tested: {reason}" for name, reason in missing.items()),
     ]
+
+
+def _described(driver: Any) -> str:
+    """Return what a driver runs, with its notes on how, if it has any."""
+    notes = getattr(driver, "notes", None)
+    return f"backend {driver.name} {driver.version} on {driver.device}" + (f", {notes}" if notes else "")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

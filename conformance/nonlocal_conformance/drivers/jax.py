@@ -268,7 +268,7 @@ def _block(spec: NonLocalSpec, params: Params, *, training: bool = False, **opti
     return block
 
 
-def _divided(arguments: dict[str, Any]) -> tuple[Params, Options]:
+def _divided(arguments: dict[str, Any]) -> tuple[dict[str, Any], Options]:
     """Return the arrays among arguments, and the others in a form that can be static."""
     arrays = {name: a for name, a in arguments.items() if isinstance(a, np.ndarray | list)}
     return arrays, tuple((name, a) for name, a in arguments.items() if name not in arrays)

@@ -31,6 +31,7 @@ class TorchDriver:
     """`nonlocal_torch` on one device."""
 
     name = "torch"
+    version = torch.__version__
     dtypes = ("float64", "float32")
     methods = METHODS
     mixed_dtypes = ("bfloat16", "float16")
@@ -47,7 +48,7 @@ class TorchDriver:
         self.device = device
         # Inductor needs a C++ compiler on a CPU; without one the graph is traced and run as it is.
         self.compiler = "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
-        self.version = f"{torch.__version__} (compiled by {self.compiler})"
+        self.notes = f"compiled by {self.compiler}"
 
     def block(
         self,
