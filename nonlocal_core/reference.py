@@ -13,7 +13,7 @@ from typing import Any
 
 from array_api_compat import array_namespace, device, is_array_api_obj
 
-from nonlocal_core.checks import check_arrays, check_op, check_params, check_positions
+from nonlocal_core.checks import check_array, check_arrays, check_op, check_params, check_positions
 from nonlocal_core.errors import fail_type
 from nonlocal_core.form import Form, form_of
 from nonlocal_core.sets import Sets
@@ -352,8 +352,7 @@ def set_numbers(xp: Any, sets: Sets, where: Any) -> tuple[Array, Array]:
 
 def check_block(x: Array, params: Params, spec: NonLocalSpec, key_mask: Array, training: bool) -> None:
     """Check the arguments of a block."""
-    if not is_array_api_obj(x):
-        raise fail_type("x", "be an array", x)
+    check_array("x", x)
     if not isinstance(spec, NonLocalSpec):
         raise fail_type("spec", "be a NonLocalSpec", spec)
     check_arrays(spec, x.shape, x, key_mask, training=training)
@@ -370,8 +369,9 @@ def check_statistics(spec: NonLocalSpec) -> None:
 def op_form(theta: Array, phi: Array, g: Array, *options: Any) -> tuple[Form, Array]:
     """Check the arguments of the operation, in their order; return its form and a mask (B, M)."""
     for name, a in (("theta", theta), ("phi", phi), ("g", g)):
+        check_array(name, a)
         if not is_array_api_obj(a):
-            raise fail_type(name, "be an array", a)
+            raise fail_type(name, "be an array of a library that follows the array API standard", a)
     form, mask = check_op(theta, phi, g, *options), options[5]
     if mask is None:
         xp = array_namespace(phi)

@@ -509,7 +509,7 @@ def test_parameters_that_do_not_fit_change_nothing():
     with pytest.raises(ValueError, match=r"`params\['out.bias'\]` must have shape \(6,\). Got shape \(5,\)"):
         block.import_params(bad)
     unreadable = {**{name: np.zeros_like(a) for name, a in before.items()}, "norm.variance": np.full(6, "a")}
-    with pytest.raises(ValueError, match="could not convert string to float"):
+    with pytest.raises(TypeError, match=r"`params\['norm.variance'\]` must have a floating-point dtype"):
         block.import_params(unreadable)
     after = block.export_params()
     assert all(np.array_equal(after[name], before[name]) for name in before)
@@ -609,9 +609,9 @@ def test_wrong_arguments_are_named_when_the_function_is_traced(wrap, shape, opti
 @pytest.mark.parametrize("name", ["theta", "phi", "g"])
 def test_a_list_is_no_array(name):
     arrays = {key: jnp.ones((1, 2, 3)) for key in ("theta", "phi", "g")}
-    with pytest.raises(TypeError, match=rf"`{name}` must be an array\. Got .* of type list"):
+    with pytest.raises(TypeError, match=rf"`{name}` must be an array\. Got list"):
         nonlocal_op(**arrays | {name: [[[1.0]]]})
-    with pytest.raises(TypeError, match=r"`x` must be an array\. Got .* of type list"):
+    with pytest.raises(TypeError, match=r"`x` must be an array\. Got list"):
         nonlocal_block([[1.0]], random_params(SPEC), SPEC)
 
 
