@@ -7,23 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from nonlocal_core.errors import Size, check_boolean, check_choice, check_floating, check_sizes, fail_type, fail_value
+from nonlocal_core.errors import Size, check_boolean, check_floating, check_sizes, fail_type, fail_value
 from nonlocal_core.form import Form
 from nonlocal_core.options import check_pairwise, is_softmax, normal_scale
 from nonlocal_core.parameters import param_shapes
+from nonlocal_core.planning import check_method
 from nonlocal_core.spec import NonLocalSpec
 
 __all__ = [
-    "METHODS",
     "check_arrays",
-    "check_method",
     "check_op",
     "check_params",
     "check_positions",
     "dtype_name",
 ]
-
-METHODS = ("auto", "pairwise")
 
 
 def dtype_name(array: Any) -> str:
@@ -36,11 +33,6 @@ def check_array(name: str, value: Any) -> None:
     if not (hasattr(value, "dtype") and hasattr(value, "shape")):
         message = f"`{name}` must be an array. Got {type(value).__name__}."
         raise TypeError(message)
-
-
-def check_method(method: str) -> None:
-    """Check the name of a method."""
-    check_choice("method", method, METHODS)
 
 
 def check_op(
@@ -61,8 +53,8 @@ def check_op(
         TypeError: if an argument has a wrong type.
         ValueError: if an option or a shape has a wrong value.
     """
-    check_method(method)
     check_pairwise(pairwise, normalize)
+    check_method(method, pairwise)
     factor = normal_scale(scale, named=())
     for name, array in (("theta", theta), ("phi", phi), ("g", g)):
         check_array(name, array)

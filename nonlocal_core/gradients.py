@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from nonlocal_core.errors import check_sizes, fail_type, fail_value
+from nonlocal_core.exact import EXACT_VJP
 from nonlocal_core.form import Form, form_of
 from nonlocal_core.parameters import STATISTICS
 from nonlocal_core.reference import (
@@ -63,7 +64,7 @@ def nonlocal_op_vjp(
         concat_bias: b_f `()`.
         normalize: None.
         key_mask: `(B, M)`, True where a key takes part.
-        method: "auto" or "pairwise".
+        method: as for `nonlocal_op`.
 
     Returns:
         A dict with "theta", "phi", "g", and for the concatenation form "concat_weight" and, if it was given,
@@ -84,12 +85,19 @@ def nonlocal_op_vjp(
     check_sizes("dy", dy.shape, (*theta.shape[:2], g.shape[-1]))
     given = {"theta": theta, "phi": phi, "g": g, "concat_weight": concat_weight, "concat_bias": concat_bias}
     wide = widened(theta=theta, phi=phi, g=g, dy=dy)
-    gradients = _aggregate_vjp(wide["theta"], wide["phi"], wide["g"], wide["dy"], form, mask)
+    gradients = _aggregate_vjp(wide["theta"], wide["phi"], wide["g"], wide["dy"], form, mask, method)
     return {name: narrowed(gradient, given[name]) for name, gradient in gradients.items()}
 
 
 def nonlocal_block_vjp(
-    x: Array, params: Params, spec: NonLocalSpec, dz: Array, key_mask: Array = None, training: bool = False
+    x: Array,
+    params: Params,
+    spec: NonLocalSpec,
+    dz: Array,
+    key_mask: Array = None,
+    training: bool = False,
+    *,
+    method: str = "auto",
 ) -> tuple[Array, dict[str, Array]]:
     """Return the gradients of sum(z * dz), z = nonlocal_block(x, params, spec, key_mask, training).
 
@@ -103,6 +111,7 @@ def nonlocal_block_vjp(
         dz: the gradient of z, in the shape of `x`.
         key_mask: `(B, S1..Sk)`, True where a position serves as a key.
         training: whether batch normalisation uses the statistics of this input.
+        method: how the operation is computed, see `nonlocal_op`.
 
     Returns:
         The gradient of `x`, and a dict with that of every parameter but the running statistics, each in the
@@ -120,29 +129,29 @@ def nonlocal_block_vjp(
         array([30., 30., 30., 30.])
     """
     _check_numpy(x=x, dz=dz)
-    check_block(x, params, spec, key_mask, training)
+    check_block(x, params, spec, key_mask, training, method)
     _check_named(spec.pairwise)
     check_sizes("dz", dz.shape, x.shape)
     wide = widened(x=x, dz=dz)
-    dx, gradients = _block_vjp(wide["x"], wide["dz"], widened(**params), spec, key_mask, training)
+    dx, gradients = _block_vjp(wide["x"], wide["dz"], widened(**params), spec, key_mask, training, method)
     return narrowed(dx, x), {
         name: narrowed(gradients[name], array) for name, array in params.items() if name not in STATISTICS
     }
 
 
 def _block_vjp(
-    x: Array, dz: Array, params: Params, spec: NonLocalSpec, key_mask: Array, training: bool
+    x: Array, dz: Array, params: Params, spec: NonLocalSpec, key_mask: Array, training: bool, method: str
 ) -> tuple[Array, dict[str, Array]]:
     sets, form = spec.sets(x.shape[1:-1]), form_of(spec, params)
     flat = x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
     theta = _cut_queries(queries_of(flat, params, spec), sets)
     phi, g, valid = keys_of(x, params, spec, sets, key_mask)
-    y = uncut(np, aggregate(theta, phi, g, form, valid), sets)
+    y = uncut(np, aggregate(theta, phi, g, form, valid, method), sets)
 
     dbranch, gradients = _norm_vjp(project(y, params, "out"), dz.reshape(flat.shape), params, spec, training)
     dy, new = _project_vjp(y, dbranch, params, "out")
     gradients |= new
-    inner = _aggregate_vjp(theta, phi, g, _cut_queries(dy, sets), form, valid)
+    inner = _aggregate_vjp(theta, phi, g, _cut_queries(dy, sets), form, valid, method)
     gradients |= {name.replace("_", "."): inner[name] for name in inner if name.startswith("concat")}
 
     dx = dz.reshape(flat.shape) if spec.residual else np.zeros_like(flat)
@@ -160,9 +169,13 @@ def _cut_queries(a: Array, sets: Sets) -> Array:
     return a.reshape(a.shape[0], sets.queries, a.shape[-1])
 
 
-def _aggregate_vjp(theta: Array, phi: Array, g: Array, dy: Array, form: Form, valid: Array) -> dict[str, Array]:
+def _aggregate_vjp(
+    theta: Array, phi: Array, g: Array, dy: Array, form: Form, valid: Array, method: str
+) -> dict[str, Array]:
     """Return the gradients of the operation, a block of queries at a time."""
     phi, g = (np.where(valid[..., None], a, 0.0) for a in (phi, g))
+    if method in EXACT_VJP:
+        return EXACT_VJP[method](theta, phi, g, dy, form, valid)
     total: dict[str, Array] = {"theta": np.zeros_like(theta), "phi": np.zeros_like(phi), "g": np.zeros_like(g)}
     if form.concat_weight is not None:
         total["concat_weight"] = np.zeros_like(form.concat_weight)

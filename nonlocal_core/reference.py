@@ -11,11 +11,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace, device, is_array_api_obj
 
 from nonlocal_core.checks import check_array, check_arrays, check_op, check_params, check_positions
 from nonlocal_core.errors import fail_type
+from nonlocal_core.exact import EXACT
 from nonlocal_core.form import Form, form_of
+from nonlocal_core.planning import check_method
 from nonlocal_core.sets import Sets
 from nonlocal_core.spec import NonLocalSpec
 
@@ -57,7 +60,8 @@ def nonlocal_op(
         concat_bias: b_f `()`; for the concatenation form, optional.
         normalize: "softmax" or "count" for a function, None for the named forms.
         key_mask: `(B, M)`, True where a key takes part. A query without any key gives 0.
-        method: "auto" or "pairwise".
+        method: "auto" and "pairwise" are the definition, a block of queries at a time; with NumPy arrays also the
+            method without the matrix that serves the form: "streamed", "reassociated" or "sorted".
 
     Returns:
         y `(B, N, D)` in the dtype of `theta`.
@@ -74,11 +78,17 @@ def nonlocal_op(
     """
     form, mask = op_form(theta, phi, g, pairwise, scale, concat_weight, concat_bias, normalize, key_mask, method)
     wide = widened(theta=theta, phi=phi, g=g)
-    return narrowed(aggregate(wide["theta"], wide["phi"], wide["g"], form, mask), theta)
+    return narrowed(aggregate(wide["theta"], wide["phi"], wide["g"], form, mask, method), theta)
 
 
 def nonlocal_block(
-    x: Array, params: Params, spec: NonLocalSpec, key_mask: Array = None, training: bool = False
+    x: Array,
+    params: Params,
+    spec: NonLocalSpec,
+    key_mask: Array = None,
+    training: bool = False,
+    *,
+    method: str = "auto",
 ) -> Array:
     """Compute the non-local block, z_i = x_i + norm(W_z y_i + b_z) (equation 6).
 
@@ -89,6 +99,7 @@ def nonlocal_block(
         key_mask: `(B, S1..Sk)`, True where a position serves as a key.
         training: whether batch normalisation uses the statistics of this input; the running ones are not
             changed here, see `updated_statistics`.
+        method: how the operation is computed, see `nonlocal_op`.
 
     Returns:
         z, with the shape and the dtype of `x`.
@@ -104,9 +115,9 @@ def nonlocal_block(
         >>> bool((nonlocal_block(x, init_params(spec, np.random.default_rng(0)), spec) == x).all())
         True
     """
-    check_block(x, params, spec, key_mask, training)
+    check_block(x, params, spec, key_mask, training, method)
     wide, weights = widened(x=x)["x"], widened(**params)
-    result = normalized(branch(wide, weights, spec, key_mask), weights, spec, training)
+    result = normalized(branch(wide, weights, spec, key_mask, method), weights, spec, training)
     result = array_namespace(x).reshape(result, x.shape)
     return narrowed(wide + result if spec.residual else result, x)
 
@@ -296,10 +307,12 @@ def weights_of(theta: Array, phi: Array, form: Form, valid: Array) -> Array:
     return exponentials / xp.where(total > 0, total, xp.ones_like(total))
 
 
-def aggregate(theta: Array, phi: Array, g: Array, form: Form, valid: Array) -> Array:
-    """Return y_i = sum_j w_ij g_j (B, N, D), a block of queries at a time; `valid` is (B, M)."""
+def aggregate(theta: Array, phi: Array, g: Array, form: Form, valid: Array, method: str) -> Array:
+    """Return y_i = sum_j w_ij g_j (B, N, D), by definition a block of queries at a time; `valid` is (B, M)."""
     xp = array_namespace(theta)
     phi, g = (xp.where(valid[..., None], a, xp.zeros_like(a)) for a in (phi, g))
+    if method in EXACT:
+        return EXACT[method](theta, phi, g, form, valid)
     blocks = [
         weights_of(theta[:, rows, :], phi, form, valid[:, None, :]) @ g for rows in query_blocks(theta, phi, form)
     ]
@@ -314,14 +327,14 @@ def query_blocks(theta: Array, phi: Array, form: Form) -> Iterator[slice]:
     return (slice(start, min(start + step, queries)) for start in range(0, max(queries, 1), step))
 
 
-def branch(x: Array, params: Params, spec: NonLocalSpec, key_mask: Array) -> Array:
+def branch(x: Array, params: Params, spec: NonLocalSpec, key_mask: Array, method: str = "pairwise") -> Array:
     """Return W_z y_i + b_z for every position, (B, N, C)."""
     xp = array_namespace(x)
     sets = spec.sets(x.shape[1:-1])
     theta = cut(xp, queries_of(x, params, spec), sets)
     theta = xp.reshape(theta, (theta.shape[0], sets.queries, theta.shape[-1]))
     phi, g, valid = keys_of(x, params, spec, sets, key_mask)
-    y = aggregate(theta, phi, g, form_of(spec, params), valid)
+    y = aggregate(theta, phi, g, form_of(spec, params), valid, method)
     return project(uncut(xp, y, sets), params, "out")
 
 
@@ -350,11 +363,15 @@ def set_numbers(xp: Any, sets: Sets, where: Any) -> tuple[Array, Array]:
     return queries, keys
 
 
-def check_block(x: Array, params: Params, spec: NonLocalSpec, key_mask: Array, training: bool) -> None:
+def check_block(
+    x: Array, params: Params, spec: NonLocalSpec, key_mask: Array, training: bool, method: str = "auto"
+) -> None:
     """Check the arguments of a block."""
     check_array("x", x)
     if not isinstance(spec, NonLocalSpec):
         raise fail_type("spec", "be a NonLocalSpec", spec)
+    check_method(method, spec.pairwise)
+    _check_numpy("x", x, method)
     check_arrays(spec, x.shape, x, key_mask, training=training)
     check_params(params, spec)
 
@@ -372,13 +389,20 @@ def op_form(theta: Array, phi: Array, g: Array, *options: Any) -> tuple[Form, Ar
         check_array(name, a)
         if not is_array_api_obj(a):
             raise fail_type(name, "be an array of a library that follows the array API standard", a)
-    form, mask = check_op(theta, phi, g, *options), options[5]
+    form, mask, method = check_op(theta, phi, g, *options), *options[5:]
+    _check_numpy("theta", theta, method)
     if mask is None:
         xp = array_namespace(phi)
         mask = xp.ones(phi.shape[:2], dtype=xp.bool, device=device(phi))
     given = {"concat_weight": form.concat_weight, "concat_bias": form.concat_bias}
     wide = widened(**{name: a for name, a in given.items() if a is not None})
     return dataclasses.replace(form, **wide), mask
+
+
+def _check_numpy(name: str, array: Array, method: str) -> None:
+    """Check that an array is NumPy's, on which alone the core has the methods without the matrix."""
+    if method in EXACT and not isinstance(array, np.ndarray):
+        raise fail_type(name, f"be a NumPy array for the method {method!r}", array)
 
 
 def widened(**arrays: Array) -> dict[str, Array]:

@@ -12,9 +12,10 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from nonlocal_core.checks import check_method, check_params
+from nonlocal_core.checks import check_params
 from nonlocal_core.options import SpecOptions
 from nonlocal_core.parameters import STATISTICS, initial_moments, param_shapes
+from nonlocal_core.planning import check_method
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_jax.function import attention, block_and_moments, running
 
@@ -62,8 +63,8 @@ class NonLocalBlock(nnx.Module):
         **options: Unpack[SpecOptions],
     ) -> None:
         """Create the parameters; see the class for the arguments."""
-        check_method(method)
         self.spec, self.method = NonLocalSpec(channels=channels, **options), method
+        check_method(method, self.spec.pairwise)
         self.dtype, self.param_dtype = dtype, param_dtype
         self.use_running_average = False
         layers: dict[str, dict[str, Any]] = {}

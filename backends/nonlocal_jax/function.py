@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from nonlocal_core.checks import check_method, check_positions, known_sizes
+from nonlocal_core.checks import check_positions, known_sizes
 from nonlocal_core.form import form_of
 from nonlocal_core.reference import (
     check_block,
@@ -176,8 +176,7 @@ def block_and_moments(
     dtype: Any,
 ) -> tuple[Array, Moments | None]:
     """Return z and, from batch normalisation in training, the mean and the biased variance of each channel."""
-    check_method(method)
-    check_block(x, params, spec, key_mask, training)
+    check_block(x, params, spec, key_mask, training, method)
     x = jnp.asarray(x)
     r = _branch(x.astype(x.dtype if dtype is None else dtype), params, spec, key_mask)
     found = None

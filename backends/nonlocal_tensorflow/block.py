@@ -13,11 +13,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from nonlocal_core.checks import check_arrays, check_method, check_params, check_positions, dtype_name
+from nonlocal_core.checks import check_arrays, check_params, check_positions, dtype_name
 from nonlocal_core.errors import Size, check_choice, fail_value
 from nonlocal_core.form import Form, form_of
 from nonlocal_core.options import SpecOptions
 from nonlocal_core.parameters import initial_moments, param_shapes
+from nonlocal_core.planning import check_method
 from nonlocal_core.sets import Sets
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_tensorflow.op import aggregate, masked, pairwise_weights, wide
@@ -81,7 +82,6 @@ class NonLocalBlock(keras.layers.Layer):
     ) -> None:
         """Create the parameters if `channels` is known; see the class for the arguments."""
         super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=autocast)
-        check_method(method)
         data_format = keras.config.image_data_format() if data_format is None else data_format
         self.data_format = check_choice("data_format", data_format, ("channels_last", "channels_first"))
         self.method, self.channels = method, channels
@@ -89,6 +89,7 @@ class NonLocalBlock(keras.layers.Layer):
         self.spec, self.norm = None, None
         self._spec_of = partial(NonLocalSpec, **options)
         spec = self._spec_of(channels=1 if channels is None else channels)  # refuses wrong options in any case
+        check_method(method, spec.pairwise)
         if channels is not None:
             self._create(spec)
             self.built = True

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nonlocal_core.checks import check_arrays, check_method, check_params, check_positions
+from nonlocal_core.checks import check_arrays, check_params, check_positions
 from nonlocal_core.errors import fail_type
 from nonlocal_core.form import Form, form_of
 from nonlocal_core.options import SpecOptions
 from nonlocal_core.parameters import initial_moments, param_shapes
+from nonlocal_core.planning import check_method
 from nonlocal_core.sets import Sets
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_torch.op import aggregate, pairwise_weights
@@ -67,8 +68,8 @@ class NonLocalBlock(nn.Module):
     ) -> None:
         """Create the parameters; see the class for the arguments."""
         super().__init__()
-        check_method(method)
         self.spec, self.method = NonLocalSpec(channels=channels, **options), method
+        check_method(method, self.spec.pairwise)
         shapes = param_shapes(self.spec)
         for layer in self.spec.layers:
             shape, has_bias = shapes[f"{layer}.weight"], self.spec.bias[layer]

@@ -14,8 +14,8 @@ from flax import nnx
 
 from nonlocal_conformance.capabilities import BACKENDS
 from nonlocal_core import NonLocalSpec
-from nonlocal_core.checks import METHODS
 from nonlocal_core.parameters import STATISTICS
+from nonlocal_core.planning import METHODS
 from nonlocal_jax import NonLocalBlock, nonlocal_block, nonlocal_op
 
 __all__ = ["JaxDriver"]
@@ -181,10 +181,19 @@ class JaxDriver:
             call = jax.jit(nonlocal_block, static_argnames=("spec", "training"))
             return np.array(call(x, params, spec, key_mask, training))
 
-    def mixed(self, spec: NonLocalSpec, params: Params, x: Array, dtype: str, key_mask: Array | None = None) -> Array:
+    def mixed(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        dtype: str,
+        key_mask: Array | None = None,
+        *,
+        method: str = "auto",
+    ) -> Array:
         """Return the output of a block with another compute dtype."""
         with self._scope(x, key_mask):
-            return self._run(_block(spec, params, dtype=jnp.dtype(dtype)), x, key_mask)
+            return self._run(_block(spec, params, method=method, dtype=jnp.dtype(dtype)), x, key_mask)
 
     def _run(self, block: NonLocalBlock, x: Array, key_mask: Array | None = None) -> Array:
         """Call a block, which afterwards has the statistics that the call left."""

@@ -11,7 +11,8 @@ import nonlocal_core as nlc
 from nonlocal_conformance.capabilities import BACKENDS
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_core import NonLocalSpec
-from nonlocal_core.checks import METHODS, check_method, check_params
+from nonlocal_core.checks import check_params
+from nonlocal_core.planning import METHODS
 
 __all__ = ["NumpyDriver"]
 
@@ -47,8 +48,7 @@ class NumpyDriver:
         method: str = "auto",
     ) -> tuple[Array, Params]:
         """Return the output of a block and its running statistics after the call."""
-        check_method(method)
-        z = nlc.nonlocal_block(x, params, spec, key_mask, training)
+        z = nlc.nonlocal_block(x, params, spec, key_mask, training, method=method)
         if spec.norm != "batch":
             return z, {}
         if training:
@@ -78,8 +78,7 @@ class NumpyDriver:
         method: str = "auto",
     ) -> tuple[Array, Params]:
         """Return the gradients of the input and of the parameters."""
-        check_method(method)
-        return nlc.nonlocal_block_vjp(x, params, spec, dz, key_mask, training)
+        return nlc.nonlocal_block_vjp(x, params, spec, dz, key_mask, training, method=method)
 
     def train(
         self,

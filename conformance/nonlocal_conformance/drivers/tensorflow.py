@@ -13,8 +13,8 @@ import tensorflow as tf
 
 from nonlocal_conformance.capabilities import BACKENDS
 from nonlocal_core import NonLocalSpec
-from nonlocal_core.checks import METHODS
 from nonlocal_core.parameters import STATISTICS
+from nonlocal_core.planning import METHODS
 from nonlocal_tensorflow import NonLocalBlock, nonlocal_op
 
 __all__ = ["TensorflowDriver"]
@@ -204,10 +204,19 @@ class TensorflowDriver:
             call = tf.function(lambda x, mask: block(x, key_mask=mask, training=training), jit_compile=True)
             return call(tf.constant(x), _mask(key_mask)).numpy()
 
-    def mixed(self, spec: NonLocalSpec, params: Params, x: Array, dtype: str, key_mask: Array | None = None) -> Array:
+    def mixed(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        dtype: str,
+        key_mask: Array | None = None,
+        *,
+        method: str = "auto",
+    ) -> Array:
         """Return the output under a policy of mixed precision, for an input that Keras leaves in its own dtype."""
         with self._scope():
-            block = _block(spec, params, f"mixed_{dtype}", autocast=False)
+            block = _block(spec, params, f"mixed_{dtype}", method=method, autocast=False)
             return block(tf.constant(x), key_mask=_mask(key_mask)).numpy()
 
     @contextmanager

@@ -15,7 +15,7 @@ from torch.nn import functional
 from nonlocal_conformance.capabilities import BACKENDS
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_core import NonLocalSpec
-from nonlocal_core.checks import METHODS
+from nonlocal_core.planning import METHODS
 from nonlocal_torch import NonLocalBlock, nonlocal_op
 
 __all__ = ["TorchDriver"]
@@ -195,9 +195,18 @@ class TorchDriver:
             warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own imports
             return _output(block(self._input(x), self._mask(key_mask)).detach())
 
-    def mixed(self, spec: NonLocalSpec, params: Params, x: Array, dtype: str, key_mask: Array | None = None) -> Array:
+    def mixed(
+        self,
+        spec: NonLocalSpec,
+        params: Params,
+        x: Array,
+        dtype: str,
+        key_mask: Array | None = None,
+        *,
+        method: str = "auto",
+    ) -> Array:
         """Return the output under autocast."""
-        block = self._block(spec, params, x.dtype)
+        block = self._block(spec, params, x.dtype, method=method)
         with torch.no_grad(), torch.autocast(torch.device(self.device).type, getattr(torch, dtype)):
             return _output(block(self._input(x), self._mask(key_mask)))
 

@@ -16,8 +16,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from nonlocal_conformance.capabilities import CAPABILITIES
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_core import NonLocalSpec, param_shapes
-from nonlocal_core.checks import METHODS, check_method, check_op, check_params, check_positions
+from nonlocal_core.checks import check_op, check_params, check_positions
 from nonlocal_core.parameters import STATISTICS
+from nonlocal_core.planning import METHODS, check_method
 
 QUERIES = 64
 """How many queries are computed at once."""
@@ -305,7 +306,7 @@ class Textbook:
 
     def check(self, spec, params, x, key_mask=None, training=False, method="auto"):
         """Check the arguments of a block."""
-        check_method(method)
+        check_method(method, spec.pairwise)
         check_params(params, spec)
         shape, dtype = (None, "bool") if key_mask is None else (key_mask.shape, key_mask.dtype.name)
         spec.check_input(x.shape, dtype=x.dtype.name, mask_shape=shape, mask_dtype=dtype, training=training)
@@ -449,8 +450,9 @@ class Textbook:
         graph = make_fx(lambda a: self.call(self.build(spec, params), a, key_mask, training))(given + 1)
         return self.output(graph(given))
 
-    def mixed(self, spec, params, x, dtype, key_mask=None):
+    def mixed(self, spec, params, x, dtype, key_mask=None, *, method="auto"):
         """Return the output with operands of half precision."""
+        self.check(spec, params, x, key_mask, method=method)
         block = self.build(spec, params, getattr(torch, dtype))
         return self.output(self.call(block, self.input(x), key_mask))
 

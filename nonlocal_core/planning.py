@@ -1,0 +1,138 @@
+"""How the operation is computed: which methods serve a form, and which of them "auto" takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from nonlocal_core.errors import Size, check_choice, fail_value
+
+__all__ = ["METHODS", "Plan", "check_method", "exact_method", "keys_first", "plan", "serves"]
+
+_EXACT = {
+    "gaussian": "streamed",
+    "embedded_gaussian": "streamed",
+    "dot_product": "reassociated",
+    "concatenation": "sorted",
+}
+
+METHODS = ("auto", "pairwise", *dict.fromkeys(_EXACT.values()))
+"""What `method` may be: "pairwise" is the N x M matrix, the last three do without it, "auto" chooses."""
+
+Pairwise = str | Callable[[Any, Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How one call is computed.
+
+    Args:
+        method: one of `METHODS`, but "auto".
+        rows: for "streamed", the number of queries in a block; None: the framework's fused attention.
+    """
+
+    method: str
+    rows: int | None = None
+
+
+def exact_method(pairwise: Pairwise) -> str | None:
+    """Return the method that computes a form without the matrix, None for a function."""
+    return _EXACT[pairwise] if isinstance(pairwise, str) else None
+
+
+def serves(method: str, pairwise: Pairwise) -> bool:
+    """Return whether a method can compute a form."""
+    return method in {"auto", "pairwise", exact_method(pairwise)}
+
+
+def check_method(method: str, pairwise: Pairwise) -> None:
+    """Check that `method` is the name of one that serves the form.
+
+    Raises:
+        TypeError: if it is no string.
+        ValueError: if there is no such method, or it does not serve the form.
+
+    Example:
+        >>> check_method("sorted", "dot_product")
+        Traceback (most recent call last):
+        ValueError: `method` must be 'auto', 'pairwise' or 'reassociated' for the form 'dot_product'. Got 'sorted'.
+    """
+    check_choice("method", method, METHODS)
+    if not serves(method, pairwise):
+        exact = exact_method(pairwise)
+        rule = "be 'auto' or 'pairwise' for a function"
+        if exact is not None:
+            rule = f"be 'auto', 'pairwise' or {exact!r} for the form {pairwise!r}"
+        raise fail_value("method", rule, repr(method))
+
+
+def keys_first(queries: Size, keys: Size, inner: Size, values: Size) -> bool:
+    """Return whether theta (phi^T g) takes fewer multiplications than (theta phi^T) g; unknown sizes are large."""
+    if queries is None or keys is None or inner is None or values is None:
+        return True
+    return inner * values * (queries + keys) <= queries * keys * (inner + values)
+
+
+def plan(
+    method: str,
+    pairwise: Pairwise,
+    *,
+    backend: str,
+    device: str,
+    dtype: str,
+    batch: Size,
+    queries: Size,
+    keys: Size,
+    inner: Size,
+    gradients: bool,
+) -> Plan:
+    """Decide how one call is computed.
+
+    Args:
+        method: what the user asked for.
+        pairwise: the form.
+        backend: "torch", "tensorflow" or "jax".
+        device: "cpu" or "gpu".
+        dtype: the dtype of the operands.
+        batch: B, times the number of sets; None where a size is unknown or symbolic, here and below.
+        queries: N of one set.
+        keys: M of one set.
+        inner: the larger of C' and the width of the values.
+        gradients: whether a gradient may be asked for.
+
+    Returns:
+        The plan: with every size known the one that was the fastest when it was measured, else one that holds
+        no matrix.
+    """
+    exact = exact_method(pairwise)
+    limits = _LIMITS[backend, device]
+    weights = None if batch is None or queries is None or keys is None else batch * queries * keys
+    if method == "auto":
+        small = weights is not None and weights <= limits[exact, gradients] if exact else True
+        method = "pairwise" if exact is None or small else exact
+    if method != "streamed" or _is_fused(backend, device, dtype, inner):
+        return Plan(method)
+    if batch is None or keys is None:
+        return Plan(method, 128)
+    return Plan(method, max(1, _BLOCK[device] // max(1, batch * keys)))
+
+
+_BLOCK = {"cpu": 2**20, "gpu": 2**26}
+"""How many weights a block of queries holds at most."""
+
+_LIMITS: dict[tuple[str, str], dict[tuple[str | None, bool], int]] = {
+    (backend, device): {(exact, gradients): 0 for exact in _EXACT.values() for gradients in (False, True)}
+    for backend in ("torch", "tensorflow", "jax")
+    for device in ("cpu", "gpu")
+}
+"""Up to how many weights the matrix is faster than the method without it, in evaluation and with gradients."""
+
+
+def _is_fused(backend: str, device: str, dtype: str, inner: Size) -> bool:
+    """Return whether the framework has fused attention for this call, and it is the fastest way."""
+    if backend != "torch":
+        return False
+    if device == "cpu":
+        return dtype != "float16"
+    return dtype in {"float16", "bfloat16"} and inner is not None and inner <= 256  # noqa: PLR2004 - the widest fast kernel
