@@ -1,5 +1,6 @@
 """The non-local block: its specification, the NumPy reference that defines it, and what backends share."""
 
+from nonlocal_core.cost_model import cost
 from nonlocal_core.gradients import nonlocal_block_vjp, nonlocal_op_vjp
 from nonlocal_core.parameters import init_params, param_shapes
 from nonlocal_core.reference import attention, nonlocal_block, nonlocal_op, updated_statistics
@@ -11,6 +12,7 @@ __version__ = "0.1.0"
 __all__ = [
     "NonLocalSpec",
     "attention",
+    "cost",
     "init_params",
     "load_params",
     "nonlocal_block",
