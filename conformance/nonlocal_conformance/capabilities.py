@@ -18,16 +18,17 @@ CAPABILITIES = {
     "compiled": "compilation by the framework",
     "mixed": "mixed precision: bfloat16 and float16 operands, float32 parameters",
     "layouts": "memory layouts of the input",
-    "peak_memory": "measured peak memory, and softmax forms in evaluation without the matrix of weights",
+    "peak_memory": "measured peak memory, and the named forms without that of the matrix of weights",
+    "large": "methods without the matrix of weights that take 65,536 queries and keys within a minute",
     "functions": "a pairwise function of the user's own",
     "errors": "the same errors in the same words",
 }
 """Every capability and what it means; those named like a method of the driver need that method."""
 
 BACKENDS = {
-    "numpy": frozenset(CAPABILITIES) - {"hvp", "compiled", "mixed", "layouts"},
-    "tensorflow": frozenset(CAPABILITIES) - {"layouts", "peak_memory"},
+    "numpy": frozenset(CAPABILITIES) - {"hvp", "compiled", "mixed", "layouts", "large"},
+    "tensorflow": frozenset(CAPABILITIES) - {"layouts"},
     "torch": frozenset(CAPABILITIES),
-    "jax": frozenset(CAPABILITIES) - {"layouts", "peak_memory"},
+    "jax": frozenset(CAPABILITIES) - {"layouts"},
 }
 """The capabilities of each backend of this project."""

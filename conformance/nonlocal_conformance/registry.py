@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from nonlocal_conformance.cases import CASES, Case
+from nonlocal_core import NonLocalSpec
+from nonlocal_core.planning import METHODS, serves
 
-__all__ = ["CHECKS", "Bound", "Check", "Unsupported", "bind", "check"]
+__all__ = ["CHECKS", "Bound", "Check", "Unsupported", "bind", "check", "methods_of"]
 
 Run = Callable[[Any, Case, str], None]
 
@@ -87,6 +89,11 @@ def bind(driver: Any) -> list[Bound]:
     express few of `CASES` has cases of its own, in an attribute `cases`.
     """
     return list(_bind(driver))
+
+
+def methods_of(driver: Any, spec: NonLocalSpec) -> tuple[str, ...]:
+    """Return the methods of a driver that serve the form of a spec; those of names of its own are taken to."""
+    return tuple(name for name in driver.methods if serves(name, spec.pairwise) or name not in METHODS)
 
 
 def _bind(driver: Any) -> Iterator[Bound]:

@@ -1,5 +1,5 @@
 """The checks, by topic; importing this package fills the registry."""
 
-from nonlocal_conformance.checks import derivatives, errors, numerics, start, statistics, training, values
+from nonlocal_conformance.checks import derivatives, errors, methods, numerics, start, statistics, training, values
 
-__all__ = ["derivatives", "errors", "numerics", "start", "statistics", "training", "values"]
+__all__ = ["derivatives", "errors", "methods", "numerics", "start", "statistics", "training", "values"]

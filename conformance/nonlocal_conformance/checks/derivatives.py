@@ -10,7 +10,7 @@ import nonlocal_core as nlc
 from nonlocal_conformance.assertions import EPSILONS, assert_close, assert_names, eps_of, largest
 from nonlocal_conformance.cases import Array, Case, Data
 from nonlocal_conformance.checks.values import is_op_case, op_arrays
-from nonlocal_conformance.registry import check
+from nonlocal_conformance.registry import check, methods_of
 from nonlocal_core import reference
 from nonlocal_core.parameters import STATISTICS
 
@@ -62,7 +62,7 @@ def gradients(driver: Any, case: Case, dtype: str) -> None:
     """The gradients of the input and of every parameter equal the reference's, by every method."""
     data, spec = case.data(dtype), case.spec
     expected, terms = reference_gradients(case, data.wide())
-    for method in driver.methods:
+    for method in methods_of(driver, spec):
         actual = driver.vjp(spec, data.params, data.x, data.dz, data.key_mask, training=case.training, method=method)
         assert_gradients(actual, expected, dtype, terms=terms)
 
@@ -97,25 +97,19 @@ def masked_keys(driver: Any, case: Case, dtype: str) -> None:
 
 @check("hvp", cases=lambda case: case.is_differentiable and not case.ties, every_dtype=False)
 def second_derivatives(driver: Any, case: Case, dtype: str) -> None:
-    """The gradient of <gradients, v> equals the change of the reference's gradients along v."""
+    """The gradient of <gradients, v> equals the change of the reference's gradients along v, by every method."""
     data, spec = case.data(dtype), case.spec
     rng = np.random.default_rng(1)
     wide = data.wide()
     vx = np.asarray(rng.normal(size=data.x.shape))
     vparams = {name: np.asarray(rng.normal(size=a.shape)) for name, a in data.params.items() if name not in STATISTICS}
-    hx, hparams = driver.hvp(
-        spec,
-        data.params,
-        data.x,
-        data.dz,
-        vx.astype(dtype),
-        {name: v.astype(dtype) for name, v in vparams.items()},
-        data.key_mask,
-        training=case.training,
-    )
+    directions = (vx.astype(dtype), {name: v.astype(dtype) for name, v in vparams.items()})
     expected = _directional(case, wide, vx, vparams)
     epsilons = max(EPSILONS, DIFFERENCE_EPSILONS * eps_of(np.float64) / eps_of(dtype))
-    assert_gradients((hx, hparams), expected, dtype, terms=expected, epsilons=epsilons)
+    arguments, training = (spec, data.params, data.x, data.dz, *directions, data.key_mask), case.training
+    for method in methods_of(driver, spec):
+        actual = driver.hvp(*arguments, training=training, method=method)
+        assert_gradients(actual, expected, dtype, terms=expected, epsilons=epsilons)
 
 
 def _directional(case: Case, data: Data, vx: Array, vparams: dict[str, Array]) -> tuple[Array, dict[str, Array]]:

@@ -1,9 +1,11 @@
-"""Compilation, sizes, layouts, mixed precision and memory."""
+"""Compilation, sizes, layouts and mixed precision."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from nonlocal_conformance.assertions import assert_same, require
 from nonlocal_conformance.bounds import UNITS, output_bound
 from nonlocal_conformance.cases import Array, Case
 from nonlocal_conformance.checks.values import assert_output
-from nonlocal_conformance.registry import Unsupported, check
+from nonlocal_conformance.registry import check, methods_of
 from nonlocal_core import NonLocalSpec
 
 FLOAT16_MAX = 65504.0
@@ -29,10 +31,11 @@ _COMPILED = (
 
 @check("compiled", cases=lambda case: case.name in _COMPILED, every_dtype=False)
 def compiled(driver: Any, case: Case, dtype: str) -> None:
-    """The compiled block gives the reference's output."""
+    """The compiled block gives the reference's output, by every method."""
     data = case.data(dtype)
-    z = driver.compiled(case.spec, data.params, data.x, data.key_mask, training=case.training)
-    assert_output("z of the compiled block", z, case, data, dtype)
+    for method in methods_of(driver, case.spec):
+        z = driver.compiled(case.spec, data.params, data.x, data.key_mask, training=case.training, method=method)
+        assert_output(f"z of the block compiled with method {method!r}", z, case, data, dtype)
 
 
 @check("steps", cases=lambda case: case.mask is None and not case.training, every_dtype=False)
@@ -63,9 +66,9 @@ def mixed_precision(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG00
     data = case.data("float32")
     wide = data.wide()
     expected = nlc.nonlocal_block(wide.x, wide.params, case.spec, wide.key_mask)
-    for compute in driver.mixed_dtypes:
-        z = driver.mixed(case.spec, data.params, data.x, compute, data.key_mask)
-        assert_within(f"z in {compute}", z, expected, output_bound(case, wide, compute))
+    bounds = {compute: output_bound(case, wide, compute) for compute in driver.mixed_dtypes}
+    for name, compute, z in _mixed(driver, case.spec, data.params, data.x, data.key_mask):
+        assert_within(name, z, expected, bounds[compute])
 
 
 def _is_large(case: Case) -> bool:
@@ -94,12 +97,11 @@ def large_scores(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 -
     scores = np.einsum("nc,mc->nm", *[x[0].reshape(-1, 512).astype(np.float64)] * 2)
     require(scores.max() > FLOAT16_MAX, "the data must exceed the range of float16")
     expected = nlc.nonlocal_block(x.astype(np.float64), double, wide)
-    for compute in driver.mixed_dtypes:
-        z = driver.mixed(wide, params, x, compute)
-        require(np.isfinite(z).all(), f"z in {compute} must be finite where a score exceeds {FLOAT16_MAX:.0f}")
+    for name, compute, z in _mixed(driver, wide, params, x):
+        require(bool(np.isfinite(z).all()), f"{name} must be finite where a score exceeds {FLOAT16_MAX:.0f}")
         worst = float(np.max(np.abs(z - expected)))
         allowed = 64 * UNITS[compute] * float(np.max(np.abs(expected)))
-        require(worst <= allowed, f"z in {compute} differs by {worst:.3g}, allowed are {allowed:.3g}")
+        require(worst <= allowed, f"{name} differs by {worst:.3g}, allowed are {allowed:.3g}")
 
 
 @check("mixed", cases=lambda case: case.spec.is_softmax and _is_large(case), every_dtype=False)
@@ -112,9 +114,9 @@ def score_digits(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 -
     params = _plain_params(spec, eye)
     double = {name: a.astype(np.float64) for name, a in params.items()}
     expected = nlc.nonlocal_block(x.astype(np.float64), double, spec)
-    for compute in driver.mixed_dtypes:
+    for name, compute, z in _mixed(driver, spec, params, x):
         bound = 8 * UNITS[compute] * np.abs(x).max(axis=(0, *range(1, x.ndim - 1)))
-        assert_within(f"z in {compute}", driver.mixed(spec, params, x, compute), expected, bound)
+        assert_within(name, z, expected, bound)
 
 
 @check("mixed", cases=lambda case: case.name == "dot_product_1d", every_dtype=False)
@@ -126,9 +128,8 @@ def long_sums(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - it
     data = dataclasses.replace(data, x=np.abs(data.x), params=params)
     wide = data.wide()
     expected = nlc.nonlocal_block(wide.x, wide.params, case.spec)
-    for compute in driver.mixed_dtypes:
-        z = driver.mixed(case.spec, params, data.x, compute)
-        assert_within(f"z in {compute}", z, expected, output_bound(case, wide, compute))
+    for name, compute, z in _mixed(driver, case.spec, params, data.x):
+        assert_within(name, z, expected, output_bound(case, wide, compute))
 
 
 @check(
@@ -141,8 +142,17 @@ def mixed_identity(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001
     data = case.data("float32")
     last = "norm" if case.spec.norm else "out"
     params = {name: 0 * a if name in {f"{last}.weight", f"{last}.bias"} else a for name, a in data.params.items()}
-    for compute in driver.mixed_dtypes:
-        assert_same(f"z in {compute}", driver.mixed(case.spec, params, data.x, compute), data.x)
+    for name, _, z in _mixed(driver, case.spec, params, data.x):
+        assert_same(name, z, data.x)
+
+
+def _mixed(
+    driver: Any, spec: NonLocalSpec, params: dict[str, Array], x: Array, key_mask: Array | None = None
+) -> Iterator[tuple[str, str, Array]]:
+    """Give a name, the compute dtype and z, for each half precision of a driver and each of its methods."""
+    for compute, method in itertools.product(driver.mixed_dtypes, methods_of(driver, spec)):
+        name = f"z in {compute}" if method == "auto" else f"z in {compute} by method {method!r}"
+        yield name, compute, driver.mixed(spec, params, x, compute, key_mask, method=method)
 
 
 def _plain_params(spec: NonLocalSpec, eye: Array) -> dict[str, Array]:
@@ -163,19 +173,3 @@ def assert_within(name: str, actual: Array, expected: Array, bound: Array) -> No
     ratio = np.abs(actual - expected) / bound
     worst = float(ratio.max())
     require(worst <= 1, f"{name} exceeds its error bound by a factor of {worst:.3g}")
-
-
-@check("peak_memory", cases=lambda case: case.name in {"gaussian_1d", "embedded_gaussian_1d"}, every_dtype=False)
-def memory(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - it needs float32
-    """In evaluation the softmax forms never hold the matrix of weights."""
-    spec, positions = NonLocalSpec(**{**case.options, "channels": 16, "inner_channels": 8}), 8192
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(1, positions, 16)).astype(np.float32)
-    params = {name: a.astype(np.float32) for name, a in nlc.init_params(spec, rng).items()}
-    driver.block(spec, params, x[:, :256])
-    _, peak = driver.peak_memory(lambda: driver.block(spec, params, x))
-    matrix = 4 * positions**2
-    if peak is None:
-        message = "this system does not tell the peak memory of a call"
-        raise Unsupported(message)
-    require(peak < matrix / 2, f"the call needed {peak / 2**20:.0f} MiB, the matrix has {matrix / 2**20:.0f}")

@@ -39,15 +39,6 @@ def forward(driver: Any, case: Case, dtype: str) -> None:
     assert_output("z", z, case, data, dtype)
 
 
-@check()
-def methods(driver: Any, case: Case, dtype: str) -> None:
-    """Every method gives the output that the reference gives."""
-    data = case.data(dtype)
-    for method in driver.methods:
-        z, _ = driver.block(case.spec, data.params, data.x, data.key_mask, training=case.training, method=method)
-        assert_output(f"z by method {method!r}", z, case, data, dtype)
-
-
 @check(cases=lambda case: case.spec.is_softmax and case.name.endswith(("_2d", "_scaled", "_default")))
 def saturated_softmax(driver: Any, case: Case, dtype: str) -> None:
     """A softmax of scores in the thousands, whose exponentials no dtype holds, takes the key with the largest."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 
 from nonlocal_conformance.capabilities import BACKENDS
+from nonlocal_conformance.memory import peak_resident
 from nonlocal_core import NonLocalSpec
 from nonlocal_core.parameters import STATISTICS
 from nonlocal_core.planning import METHODS
@@ -22,6 +23,7 @@ __all__ = ["JaxDriver"]
 
 Array = np.ndarray[Any, Any]
 Params = dict[str, Array]
+T = TypeVar("T")
 Options = tuple[tuple[str, Any], ...]
 
 _KEPT = 100
@@ -50,7 +52,7 @@ class JaxDriver:
         self._options = _quick_options() if self._device.platform == "cpu" else None
         self._call = self._jit(_call, "graph")
         self._vjp = self._jit(_vjp, "spec", "training", "method")
-        self._hvp = self._jit(_hvp, "spec", "training")
+        self._hvp = self._jit(_hvp, "spec", "training", "method")
         self._op = self._jit(_op, "options")
         self._op_vjp = self._jit(_op_vjp, "options")
 
@@ -103,10 +105,13 @@ class JaxDriver:
         key_mask: Array | None = None,
         *,
         training: bool = False,
+        method: str = "auto",
     ) -> tuple[Array, Params]:
         """Return the gradients of <gradients, v>, reverse over reverse."""
         with self._scope(x, key_mask):
-            return _gradients(self._hvp(x, params, dz, vx, vparams, key_mask, spec=spec, training=training))
+            return _gradients(
+                self._hvp(x, params, dz, vx, vparams, key_mask, spec=spec, training=training, method=method)
+            )
 
     def train(
         self,
@@ -175,11 +180,12 @@ class JaxDriver:
         key_mask: Array | None = None,
         *,
         training: bool = False,
+        method: str = "auto",
     ) -> Array:
         """Return the output of the pure function, compiled as JAX does by default."""
         with self._scope(x, key_mask):
-            call = jax.jit(nonlocal_block, static_argnames=("spec", "training"))
-            return np.array(call(x, params, spec, key_mask, training))
+            call = jax.jit(nonlocal_block, static_argnames=("spec", "training", "method"))
+            return np.array(call(x, params, spec, key_mask, training, method=method))
 
     def mixed(
         self,
@@ -194,6 +200,10 @@ class JaxDriver:
         """Return the output of a block with another compute dtype."""
         with self._scope(x, key_mask):
             return self._run(_block(spec, params, method=method, dtype=jnp.dtype(dtype)), x, key_mask)
+
+    def peak_memory(self, call: Callable[[], T]) -> tuple[T, int | None]:
+        """Return the result of a call and its peak extra memory in bytes, which JAX tells on a CPU only."""
+        return peak_resident(call) if self._device.platform == "cpu" else (call(), None)
 
     def _run(self, block: NonLocalBlock, x: Array, key_mask: Array | None = None) -> Array:
         """Call a block, which afterwards has the statistics that the call left."""
@@ -231,9 +241,7 @@ def _call(state: Any, x: Any, key_mask: Any, *, graph: Any) -> tuple[jax.Array, 
     return block(x, key_mask), nnx.state(block)
 
 
-def _vjp(
-    x: Any, params: Any, dz: Any, key_mask: Any, *, spec: NonLocalSpec, training: bool, method: str = "auto"
-) -> Any:
+def _vjp(x: Any, params: Any, dz: Any, key_mask: Any, *, spec: NonLocalSpec, training: bool, method: str) -> Any:
     def function(x: Any, params: Any) -> jax.Array:
         return nonlocal_block(x, params, spec, key_mask, training, method=method)
 
@@ -241,10 +249,19 @@ def _vjp(
 
 
 def _hvp(
-    x: Any, params: Any, dz: Any, vx: Any, vparams: Any, key_mask: Any, *, spec: NonLocalSpec, training: bool
+    x: Any,
+    params: Any,
+    dz: Any,
+    vx: Any,
+    vparams: Any,
+    key_mask: Any,
+    *,
+    spec: NonLocalSpec,
+    training: bool,
+    method: str,
 ) -> Any:
     def slope(x: Any, params: Any) -> jax.Array:
-        dx, dparams = _vjp(x, params, dz, key_mask, spec=spec, training=training)
+        dx, dparams = _vjp(x, params, dz, key_mask, spec=spec, training=training, method=method)
         return jnp.vdot(dx, vx) + sum(jnp.vdot(dparams[name], v) for name, v in vparams.items())
 
     return jax.grad(slope, argnums=(0, 1))(x, params)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from nonlocal_conformance.capabilities import BACKENDS
+from nonlocal_conformance.memory import peak_resident
 from nonlocal_core import NonLocalSpec
 from nonlocal_core.parameters import STATISTICS
 from nonlocal_core.planning import METHODS
@@ -21,6 +22,7 @@ __all__ = ["TensorflowDriver"]
 
 Array = np.ndarray[Any, Any]
 Params = dict[str, Array]
+T = TypeVar("T")
 
 _DEVICES = {"cpu": "CPU", "cuda": "GPU", "gpu": "GPU"}
 _NORM_NAMES = {"gamma": "norm.weight", "beta": "norm.bias"}
@@ -101,10 +103,11 @@ class TensorflowDriver:
         key_mask: Array | None = None,
         *,
         training: bool = False,
+        method: str = "auto",
     ) -> tuple[Array, Params]:
         """Return the gradients of <gradients, v>, reverse over reverse."""
         with self._scope():
-            block, given = _block(spec, params, x.dtype), tf.constant(x)
+            block, given = _block(spec, params, x.dtype, method=method), tf.constant(x)
             sources = (given, _trainable(block))
             with tf.GradientTape() as outer:
                 outer.watch(given)
@@ -197,10 +200,11 @@ class TensorflowDriver:
         key_mask: Array | None = None,
         *,
         training: bool = False,
+        method: str = "auto",
     ) -> Array:
         """Return the output of a block compiled by XLA."""
         with self._scope():
-            block = _block(spec, params, x.dtype)
+            block = _block(spec, params, x.dtype, method=method)
             call = tf.function(lambda x, mask: block(x, key_mask=mask, training=training), jit_compile=True)
             return call(tf.constant(x), _mask(key_mask)).numpy()
 
@@ -218,6 +222,15 @@ class TensorflowDriver:
         with self._scope():
             block = _block(spec, params, f"mixed_{dtype}", method=method, autocast=False)
             return block(tf.constant(x), key_mask=_mask(key_mask)).numpy()
+
+    def peak_memory(self, call: Callable[[], T]) -> tuple[T, int | None]:
+        """Return the result of a call and its peak extra memory in bytes."""
+        if self._where.startswith("CPU"):
+            return peak_resident(call)
+        tf.config.experimental.reset_memory_stats(self._where)
+        before = tf.config.experimental.get_memory_info(self._where)["current"]
+        result = call()
+        return result, tf.config.experimental.get_memory_info(self._where)["peak"] - before
 
     @contextmanager
     def _scope(self) -> Iterator[None]:

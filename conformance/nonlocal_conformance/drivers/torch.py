@@ -101,9 +101,10 @@ class TorchDriver:
         key_mask: Array | None = None,
         *,
         training: bool = False,
+        method: str = "auto",
     ) -> tuple[Array, Params]:
         """Return the gradients of <gradients, v>, reverse over reverse."""
-        block = self._block(spec, params, x.dtype, training=training)
+        block = self._block(spec, params, x.dtype, training=training, method=method)
         given = self._input(x).requires_grad_()
         names, tensors = zip(*block.named_parameters(), strict=True)
         every = (given, *tensors)
@@ -185,11 +186,14 @@ class TorchDriver:
         key_mask: Array | None = None,
         *,
         training: bool = False,
+        method: str = "auto",
     ) -> Array:
         """Return the output of a block compiled as one graph."""
         torch.compiler.reset()
         block = torch.compile(
-            self._block(spec, params, x.dtype, training=training), fullgraph=True, backend=self.compiler
+            self._block(spec, params, x.dtype, training=training, method=method),
+            fullgraph=True,
+            backend=self.compiler,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own imports

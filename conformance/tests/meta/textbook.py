@@ -361,8 +361,9 @@ class Textbook:
         self.call(block, given, key_mask, training).backward(self.input(dz))
         return self.output(given.grad), {name: self.gradient(leaf) for name, leaf in leaves.items()}
 
-    def hvp(self, spec, params, x, dz, vx, vparams, key_mask=None, *, training=False):
+    def hvp(self, spec, params, x, dz, vx, vparams, key_mask=None, *, training=False, method="auto"):
         """Return the gradients of <gradients, v>."""
+        self.check(spec, params, x, key_mask, training, method)
         block = self.build(spec, params)
         leaves, given = self.leaves(block), self.input(x).requires_grad_()
         every = [given, *leaves.values()]
@@ -444,8 +445,9 @@ class Textbook:
             torch.manual_seed(seed)
             return {name: self.start(spec, name, shape).numpy() for name, shape in param_shapes(spec).items()}
 
-    def compiled(self, spec, params, x, key_mask=None, *, training=False):
+    def compiled(self, spec, params, x, key_mask=None, *, training=False, method="auto"):
         """Return the output of a block that was traced to a graph on another input."""
+        self.check(spec, params, x, key_mask, training, method)
         given = self.input(x)
         graph = make_fx(lambda a: self.call(self.build(spec, params), a, key_mask, training))(given + 1)
         return self.output(graph(given))

@@ -240,21 +240,21 @@ def a_new_block_has_no_parameters_before_its_first_call(*_):
 
 
 @fault("compiled", "compiled")
-def the_compiled_block_loses_the_mask(self, spec, params, x, key_mask=None, *, training=False):
+def the_compiled_block_loses_the_mask(self, spec, params, x, key_mask=None, *, training=False, method="auto"):
     """The graph has one argument."""
     return Textbook.compiled(self, spec, params, x, training=training)
 
 
 @fault("compiled", "compiled")
-def the_compiled_block_is_always_in_evaluation(self, spec, params, x, key_mask=None, *, training=False):
+def the_compiled_block_is_always_in_evaluation(self, spec, params, x, key_mask=None, *, training=False, method="auto"):
     """The mode is that of the time of compilation."""
     return Textbook.compiled(self, spec, params, x, key_mask)
 
 
 @fault("compiled", "compiled")
-def the_compiled_block_remembers_the_input_it_was_traced_with(self, spec, params, x, key_mask=None, *, training=False):
+def the_compiled_block_remembers_the_input_it_was_traced_with(self, spec, params, x, *arguments, **options):
     """A value that depends on the input became a constant."""
-    return Textbook.compiled(self, spec, params, x * 0 + x.mean(), key_mask, training=training)
+    return Textbook.compiled(self, spec, params, x * 0 + x.mean(), *arguments, **options)
 
 
 @fault("check", "errors")

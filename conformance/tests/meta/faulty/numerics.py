@@ -78,9 +78,16 @@ def the_output_is_in_half_precision(self, *args, **options):
 
 
 @fault("mixed", "mixed_precision")
-def bfloat16_is_computed_for_float16(self, spec, params, x, dtype, key_mask=None):
+def bfloat16_is_computed_for_float16(self, spec, params, x, dtype, key_mask=None, *, method="auto"):
     """The operands have fewer digits than were asked for."""
-    return Textbook.mixed(self, spec, params, x, "bfloat16", key_mask)
+    return Textbook.mixed(self, spec, params, x, "bfloat16", key_mask, method=method)
+
+
+@fault("mixed", "mixed_precision")
+def the_method_auto_alone_heeds_the_dtype(self, spec, params, x, dtype, key_mask=None, *, method="auto"):
+    """The operands of the other methods have fewer digits than were asked for."""
+    dtype = dtype if method == "auto" else "bfloat16"
+    return Textbook.mixed(self, spec, params, x, dtype, key_mask, method=method)
 
 
 @fault("aggregate", "memory")
