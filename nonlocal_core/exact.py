@@ -97,7 +97,7 @@ def active_sums(a: Array, b: Array, values: Array) -> Array:
     order = np.argsort(-b, axis=1, stable=True)
     falling = np.take_along_axis(b, order, axis=1)
     prefix = np.cumsum(np.take_along_axis(values, order[..., None], axis=1), axis=1)
-    prefix = np.concat([np.zeros_like(prefix[:, :1]), prefix], axis=1)  # that of no key at all
+    prefix = np.pad(prefix, ((0, 0), (1, 0), (0, 0)))  # that of no key comes first
     counts = [np.searchsorted(-keys, queries) for queries, keys in zip(a, falling, strict=True)]
     return np.take_along_axis(prefix, np.reshape(counts, a.shape)[..., None], axis=1)
 
