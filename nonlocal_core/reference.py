@@ -27,7 +27,7 @@ __all__ = ["attention", "nonlocal_block", "nonlocal_op", "updated_statistics"]
 Array = Any
 Params = Mapping[str, Any]
 
-BLOCK = 2**20
+BLOCK = 2**18
 """The largest number of weights that are held at once."""
 
 
@@ -116,6 +116,7 @@ def nonlocal_block(
         True
     """
     check_block(x, params, spec, key_mask, training, method)
+    _check_numpy("x", x, method)
     wide, weights = widened(x=x)["x"], widened(**params)
     result = normalized(branch(wide, weights, spec, key_mask, method), weights, spec, training)
     result = array_namespace(x).reshape(result, x.shape)
@@ -371,7 +372,6 @@ def check_block(
     if not isinstance(spec, NonLocalSpec):
         raise fail_type("spec", "be a NonLocalSpec", spec)
     check_method(method, spec.pairwise)
-    _check_numpy("x", x, method)
     check_arrays(spec, x.shape, x, key_mask, training=training)
     check_params(params, spec)
 

@@ -47,7 +47,7 @@ def test_a_fault_is_rejected(one, check, record_rejection):
 @pytest.mark.parametrize("one", [pytest.param(one, id=one.name) for one in FAULTS.values()])
 def test_a_fault_replaces_one_step_of_the_textbook_and_says_how(one):
     replaced = {name for name in vars(type(one.driver())) if not name.startswith("__")}
-    assert replaced == {"name", one.step}
+    assert replaced == {"name", "capabilities", one.step}
     assert one.description.endswith(".")
 
 

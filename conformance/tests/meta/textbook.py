@@ -20,7 +20,7 @@ from nonlocal_core.checks import check_op, check_params, check_positions
 from nonlocal_core.parameters import STATISTICS
 from nonlocal_core.planning import METHODS, check_method
 
-QUERIES = 64
+QUERIES = 32
 """How many queries are computed at once."""
 
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -47,6 +47,27 @@ class Form:
     bias: torch.Tensor | None = None
 
 
+class Recomputed(torch.autograd.Function):
+    """A function of tensors that keeps nothing inside it for its gradients: it is computed once more."""
+
+    @staticmethod
+    def forward(ctx, function, *given):
+        """Return what the function returns."""
+        ctx.function = function
+        ctx.save_for_backward(*given)
+        return function(*given)
+
+    @staticmethod
+    def backward(ctx, d):
+        """Return the gradients of what needs one."""
+        given = ctx.saved_tensors
+        needed = [a for a in given if a.requires_grad]
+        with torch.enable_grad():
+            result = ctx.function(*given)
+        found = iter(torch.autograd.grad(result, needed, d, create_graph=torch.is_grad_enabled()))
+        return None, *(next(found) if a.requires_grad else None for a in given)
+
+
 class Textbook:
     """The driver, and the steps that it is made of."""
 
@@ -55,7 +76,7 @@ class Textbook:
     dtypes = ("float64", "float32")
     methods = METHODS
     mixed_dtypes = ("bfloat16", "float16")
-    capabilities = frozenset(CAPABILITIES)
+    capabilities = frozenset(CAPABILITIES) - {"large"}
     unbiased = True
 
     def __init__(self, device="cpu"):
@@ -208,11 +229,16 @@ class Textbook:
     def aggregate(self, form, theta, phi, g, valid):
         """Return y (C', n), a block of queries at a time; a function of the user's gets them whole."""
         g = g.masked_fill(~torch.from_numpy(valid), 0)
-        y = self.wide(g).new_empty(len(g), theta.shape[1])
-        step = theta.shape[1] if callable(form.pairwise) else QUERIES
-        for rows in (slice(start, start + step) for start in range(0, theta.shape[1], step)):
-            y[:, rows] = self.combine(self.weights(form, theta[:, rows], phi, valid), g)
-        return y
+
+        def sums(rows, phi, g, *concat):
+            return self.combine(
+                self.weights(Form(form.pairwise, form.softmax, form.scale, *concat), rows, phi, valid), g
+            )
+
+        concat = [a for a in (form.weight, form.bias) if a is not None]
+        if callable(form.pairwise) or theta.shape[1] <= QUERIES:
+            return sums(theta, phi, g, *concat)
+        return torch.cat([Recomputed.apply(sums, a, phi, g, *concat) for a in theta.split(QUERIES, dim=1)], dim=1)
 
     def gather(self, block, x, mask, sets):
         """Return y (C', N) of one sample (C, N)."""

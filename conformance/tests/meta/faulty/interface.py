@@ -82,18 +82,6 @@ def the_rows_of_the_weights_are_float64(self, *args, **options):
     return Textbook.attention(self, *args, **options).astype(np.float64)
 
 
-@fault("block", "methods")
-def one_method_ignores_the_scale(self, spec, *args, method="auto", **options):
-    """The method "pairwise" computes another block than "auto"."""
-    return Textbook.block(self, spec if method == "auto" else spec.replace(scale=None), *args, **options)
-
-
-@fault("vjp", "gradients")
-def one_method_has_other_gradients(self, spec, *args, method="auto", **options):
-    """The method "pairwise" has the gradients of another block than "auto"."""
-    return Textbook.vjp(self, spec if method == "auto" else spec.replace(scale=None), *args, **options)
-
-
 @fault("op", "operation")
 def the_operation_ignores_its_scale(self, theta, phi, g, **options):
     """A float given to it has no effect."""

@@ -90,12 +90,6 @@ def the_method_auto_alone_heeds_the_dtype(self, spec, params, x, dtype, key_mask
     return Textbook.mixed(self, spec, params, x, dtype, key_mask, method=method)
 
 
-@fault("aggregate", "memory")
-def the_matrix_of_weights_is_held_in_evaluation(self, form, theta, phi, g, valid):
-    """All queries are computed at once."""
-    return self.combine(self.weights(form, theta, phi, valid), g.masked_fill(~torch.from_numpy(valid), 0))
-
-
 @fault("residual", "arguments_unchanged")
 def the_input_is_overwritten(_, block, x, r):
     """The residual is added in place."""
