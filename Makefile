@@ -19,10 +19,10 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test faults peers mutants lint style types format
+.PHONY: help demo test faults peers mutants lint style types format bench bench-full bench-compare bench-publish
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
 
 demo: $(DEMO) ## denoise a photograph with every installed backend and draw demo.png; ARGS="--help" lists the options
 	$(BIN)/nonlocal demo $(ARGS)
@@ -47,12 +47,25 @@ style: $(TEST) ## check the style of the code
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-types: $(TEST) ## check the types of the core and of the conformance suite
+types: $(TEST) ## check the types of the core, of the conformance suite and of the benchmarks
 	$(BIN)/mypy
 
 format: $(TEST) ## correct the style where that can be done by rule
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+bench: $(PEERS) ## measure some of the benchmarks in a few minutes; ARGS are names of their classes, such as Scaling
+	$(BIN)/python benchmarks/run.py quick $(ARGS)
+	$(BIN)/nonlocal bench
+
+bench-full: $(PEERS) ## measure all benchmarks, which takes hours; ARGS are names of their classes
+	$(BIN)/python benchmarks/run.py full $(ARGS)
+
+bench-compare: $(PEERS) ## measure the commit BASE and HEAD and compare them; ARGS are names of their classes
+	$(BIN)/python benchmarks/run.py compare $(BASE) $(ARGS)
+
+bench-publish: $(PEERS) ## make the pages of all results, in benchmarks/html; npm fetches their scripts
+	$(BIN)/python benchmarks/run.py publish
 
 $(BIN)/uv: constraints.txt
 	@echo "Setting up .venv: a minute or so when everything must be downloaded, and only this once."

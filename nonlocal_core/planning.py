@@ -8,7 +8,7 @@ from typing import Any
 
 from nonlocal_core.errors import Size, check_choice, fail_value
 
-__all__ = ["METHODS", "Plan", "check_method", "exact_method", "keys_first", "plan", "serves"]
+__all__ = ["BLOCK", "LIMITS", "METHODS", "Plan", "check_method", "exact_method", "keys_first", "plan", "serves"]
 
 _EXACT = {
     "gaussian": "streamed",
@@ -106,27 +106,40 @@ def plan(
         no matrix.
     """
     exact = exact_method(pairwise)
-    limits = _LIMITS[backend, device]
+    limits = LIMITS.get((backend, device), {})
     weights = None if batch is None or queries is None or keys is None else batch * queries * keys
     if method == "auto":
-        small = weights is not None and weights <= limits[exact, gradients] if exact else True
+        small = weights is not None and weights <= limits.get((exact, gradients), 0)
         method = "pairwise" if exact is None or small else exact
     if method != "streamed" or _is_fused(backend, device, dtype, inner):
         return Plan(method)
     if batch is None or keys is None:
         return Plan(method, 128)
-    return Plan(method, max(1, _BLOCK[device] // max(1, batch * keys)))
+    return Plan(method, max(1, BLOCK[device] // max(1, batch * keys)))
 
 
-_BLOCK = {"cpu": 2**20, "gpu": 2**26}
+BLOCK = {"cpu": 2**20, "gpu": 2**26}
 """How many weights a block of queries holds at most."""
 
-_LIMITS: dict[tuple[str, str], dict[tuple[str | None, bool], int]] = {
-    (backend, device): {(exact, gradients): 0 for exact in _EXACT.values() for gradients in (False, True)}
-    for backend in ("torch", "tensorflow", "jax")
-    for device in ("cpu", "gpu")
+LIMITS: dict[tuple[str, str], dict[tuple[str | None, bool], int]] = {
+    ("torch", "cpu"): {("sorted", False): 2**18, ("sorted", True): 2**16},
+    ("tensorflow", "cpu"): {
+        ("streamed", False): 2**22,
+        ("streamed", True): 2**22,
+        ("sorted", False): 2**16,
+        ("sorted", True): 2**16,
+    },
+    ("jax", "cpu"): {
+        ("streamed", False): 2**18,
+        ("streamed", True): 2**20,
+        ("sorted", False): 2**16,
+        ("sorted", True): 2**14,
+    },
 }
-"""Up to how many weights the matrix is faster than the method without it, in evaluation and with gradients."""
+"""Up to how many weights the matrix is faster, by backend, method, and whether gradients may be asked for; 0 elsewhere.
+
+From `benchmarks/thresholds.py`, whose result is `benchmarks/results/thresholds.json`. No GPU has been measured.
+"""
 
 
 def _is_fused(backend: str, device: str, dtype: str, inner: Size) -> bool:

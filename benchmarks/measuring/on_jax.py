@@ -1,0 +1,89 @@
+"""What is measured in JAX: compiled functions, called when they are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from nonlocal_core import NonLocalSpec
+from nonlocal_jax import NonLocalBlock, attention, nonlocal_block
+
+from .arrays import input_of, params_of, positions_of
+from .case import Case
+
+__all__ = ["forward", "peak", "product", "rows", "spec_of", "to_numpy", "training"]
+
+
+def forward(case: Case) -> Callable[[], Any]:
+    """Return the call of a block in evaluation."""
+
+    def block(params: Any, x: Any) -> Any:
+        return nonlocal_block(x, params, case.spec, method=case.asked, dtype=_precision(case))
+
+    return _compiled(case, block, params_of(case.spec), input_of(case.shape))
+
+
+def training(case: Case) -> Callable[[], Any]:
+    """Return a training step: the gradients of sum(z dz), and the running statistics after it."""
+    block = NonLocalBlock.from_spec(case.spec, rngs=nnx.Rngs(0), method=case.asked, dtype=_precision(case))
+    block.import_params(params_of(case.spec))
+    graph, *states = nnx.split(block, nnx.Param, nnx.BatchStat)
+    params, statistics = states
+
+    def loss(params: Any, x: Any, dz: Any, statistics: Any) -> Any:
+        made = nnx.merge(graph, params, statistics, copy=True)
+        return (made(x) * dz).sum(), nnx.state(made, nnx.BatchStat)
+
+    step = jax.grad(loss, argnums=(0, 1), has_aux=True)
+    return _compiled(case, step, params, input_of(case.shape), input_of(case.shape, seed=2), statistics)
+
+
+def rows(case: Case) -> Callable[[], Any]:
+    """Return the call for some rows of the weights."""
+    positions = positions_of(case.positions)
+
+    def weights(params: Any, x: Any) -> Any:
+        return attention(x, params, case.spec, positions, dtype=_precision(case))
+
+    return _compiled(case, weights, params_of(case.spec), input_of(case.shape))
+
+
+def product(case: Case, size: int) -> Callable[[], Any]:
+    """Return the product of two square matrices, for comparison."""
+    return _compiled(case, lambda matrix: matrix @ matrix, jnp.ones((size, size), case.dtype))
+
+
+def peak(_: Case, call: partial[Any]) -> int:
+    """Return the memory that a compiled function takes for its results and on the way to them."""
+    analysis = call.args[0].memory_analysis()
+    return analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+
+
+def to_numpy(z: Any) -> np.ndarray[Any, Any]:
+    """Return an output as an array, channels last."""
+    return np.asarray(z, np.float32)
+
+
+def spec_of(case: Case) -> NonLocalSpec:
+    """Return what the block computes."""
+    return case.spec
+
+
+def _compiled(case: Case, function: Callable[..., Any], *arrays: Any) -> partial[Any]:
+    """Return the call of a function that is compiled here and now."""
+    given = jax.device_put(arrays, jax.devices(case.device)[0])
+    return partial(_run, jax.jit(function).lower(*given).compile(), given)
+
+
+def _run(compiled: Any, given: Any) -> Any:
+    return jax.block_until_ready(compiled(*given))  # type: ignore[no-untyped-call]
+
+
+def _precision(case: Case) -> Any:
+    return None if case.dtype == "float32" else jnp.dtype(case.dtype)

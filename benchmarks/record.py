@@ -1,0 +1,217 @@
+"""Run asv on part of the suite, say how far it is, and keep the reasons beside the results."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from asv.machine import Machine, MachineCollection
+
+from compact import compact, whole
+from measuring.case import DEVICES
+from measuring.journal import JOURNAL
+from measuring.subject import LIMIT
+from plans import Plan
+
+__all__ = ["CONFIG", "HERE", "ROOT", "WORK", "asv", "commit", "git", "measured", "this_machine"]
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+CONFIG = HERE / "asv.conf.json"
+WORK = ROOT / ".venv" / "asv"
+"""What is not kept."""
+
+_KINDS = ("time_", "timeraw_", "track_")
+
+
+def git(*arguments: str) -> str:
+    """Return what git prints.
+
+    Raises:
+        RuntimeError: if it fails.
+    """
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr.strip())
+    return done.stdout
+
+
+def commit(name: str) -> str:
+    """Return the hash of a commit."""
+    return git("rev-parse", "--verify", f"{name}^{{commit}}").strip()
+
+
+def asv(config: Path, *arguments: str) -> str:
+    """Return what asv prints.
+
+    Raises:
+        RuntimeError: if it fails.
+    """
+    command = [sys.executable, "-m", "asv", "--config", str(config), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        message = f"asv failed:\n{done.stdout}{done.stderr}"
+        raise RuntimeError(message)
+    return done.stdout
+
+
+def this_machine() -> str:
+    """Return a name of this machine that says what it is and not who it is, after making it known to asv."""
+    found = Machine.get_defaults()
+    name = f"{found['arch']}-{found['num_cpu']}cpu"
+    if DEVICES == ("cuda",):
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        names = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+        name = re.sub(r"\W+", "-", names[0].strip()).lower()
+    MachineCollection.save(name, {**found, "machine": name, "os": platform.system()})
+    return name
+
+
+def measured(plan: Plan, config: Path, stamp: str, *, limit: int, python: str | None = None) -> int:
+    """Measure a plan and keep the results, one class after the other, so that little is lost by an interruption.
+
+    Args:
+        plan: what to measure; a class without a case is passed over.
+        config: the settings of asv, which say where the results lie.
+        stamp: the commit whose results they are.
+        limit: the seconds that one benchmark of one case may take.
+        python: the interpreter. None: this one.
+
+    Returns:
+        0, or 1 if something failed for a reason that is not known.
+    """
+    machine = this_machine()
+    folder = HERE / json.loads(config.read_text(encoding="utf-8"))["results_dir"]
+    file = folder / machine / f"{stamp[:8]}-python{'.'.join(platform.python_version_tuple()[:2])}.json"
+    sizes = {name: len(cases) * len(_functions(name)) for name, cases in plan.items()}
+    total, done, start, failed = sum(sizes.values()), 0, time.monotonic(), False
+    _say(f"{total} measurements of {stamp[:8]} on {machine}")
+    WORK.mkdir(parents=True, exist_ok=True)
+    for name, cases in filter(itemgetter(1), plan.items()):
+        notes = _opened(file, name)
+        for case in cases:
+            notes.get(name, {}).pop(_key(case), None)
+        command = ["run", "--show-stderr", "--machine", machine, "--set-commit-hash", stamp]
+        command += [] if python is None else ["--environment", f"here:{python}"]
+        for line in _run(config, [*command, "--bench", _regex(name, cases)], limit):
+            _progress(line, done, total, start)
+            done += line["note"] is None
+            if line["note"] is not None:
+                notes.setdefault(name, {})[", ".join(line["params"])] = line["note"]
+        _kept(file, notes)
+        failed |= _explain(file, name, cases, notes)
+    _say(f"{time.monotonic() - start:.0f} s; the results are in {os.path.relpath(file, ROOT)}")
+    return int(failed)
+
+
+def _class(name: str) -> Any:
+    module, _, own = name.partition(".")
+    return getattr(import_module(f"suite.{module}"), own)
+
+
+def _functions(name: str) -> list[str]:
+    return [one for one in vars(_class(name)) if one.startswith(_KINDS)]
+
+
+def _axes(name: str) -> list[list[str]]:
+    """Return the values of the parameters of a class, as asv writes them."""
+    params = _class(name).params
+    return [[repr(value) for value in axis] for axis in (params if isinstance(params[0], tuple) else (params,))]
+
+
+def _regex(name: str, cases: Iterable[Sequence[object]]) -> str:
+    """Return what selects these combinations: asv starts a process even for one that is skipped at once."""
+    return rf"^{re.escape(name)}\.\w+\((?:{'|'.join(re.escape(_key(case)) for case in cases)})\)$"
+
+
+def _key(params: Iterable[object]) -> str:
+    return ", ".join(map(repr, params))
+
+
+def _run(config: Path, command: Sequence[str], limit: int) -> Iterator[dict[str, Any]]:
+    """Run asv and yield what its benchmarks write in the journal, when they do."""
+    journal, log = WORK / "journal", WORK / "log"
+    journal.write_text("", encoding="utf-8")
+    environment = {**os.environ, JOURNAL: str(journal), LIMIT: str(limit), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    arguments = [sys.executable, "-m", "asv", "--config", str(config), *command]
+    with (
+        log.open("w", encoding="utf-8") as output,
+        subprocess.Popen(arguments, stdout=output, stderr=output, env=environment) as process,
+        journal.open(encoding="utf-8") as lines,
+    ):
+        running = True
+        while running:
+            running = process.poll() is None
+            yield from map(json.loads, lines)
+            time.sleep(0.2)
+    if process.returncode == 1:  # 2 is a benchmark that failed
+        message = f"asv failed:\n{log.read_text(encoding='utf-8')}"
+        raise RuntimeError(message)
+
+
+def _progress(line: dict[str, Any], done: int, total: int, start: float) -> None:
+    """Say which measurement begins, or why it gives no number."""
+    if line["note"] is not None:
+        _say(f"{'':10}{line['note']}")
+    else:
+        words = " ".join(param.strip("'") for param in line["params"])
+        _say(f"{done + 1:4d}/{total} {time.monotonic() - start:5.0f} s  {line['benchmark'].partition('.')[2]} {words}")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _opened(file: Path, name: str) -> dict[str, dict[str, str]]:
+    """Make earlier results of a class ready for asv to add to, and return the reasons, which it would drop."""
+    if not file.exists():
+        return {}
+    data = json.loads(file.read_text(encoding="utf-8"))
+    axes = _axes(name)
+    for benchmark, columns in data["results"].items():
+        if benchmark.rpartition(".")[0] == name:
+            data["results"][benchmark] = whole(columns, axes)
+    _write(file, data)
+    return data.get("notes", {})
+
+
+def _kept(file: Path, notes: dict[str, dict[str, str]]) -> None:
+    """Make the results small, and put the reasons back."""
+    data = json.loads(file.read_text(encoding="utf-8"))
+    results = {benchmark: compact(columns) for benchmark, columns in data["results"].items()}
+    _write(file, {**data, "results": results, "notes": notes})
+
+
+def _write(file: Path, data: dict[str, Any]) -> None:
+    file.write_text(json.dumps(data, separators=(",", ":")), encoding="utf-8")
+
+
+def _explain(file: Path, name: str, cases: Iterable[Sequence[object]], notes: dict[str, dict[str, str]]) -> bool:
+    """Say what failed for no reason that is known, and where to read about it; return whether anything did."""
+    wanted = {_key(case) for case in cases} - notes.get(name, {}).keys()
+    failed = []
+    for benchmark, (values, axes, *_) in json.loads(file.read_text(encoding="utf-8"))["results"].items():
+        if benchmark.rpartition(".")[0] == name:
+            keys = [", ".join(params) for params in itertools.product(*axes)]
+            results = [None] * len(keys) if values is None else values
+            pairs = zip(keys, results, strict=True)
+            failed += [f"{benchmark}({key})" for key, value in pairs if value is None and key in wanted]
+    for one in failed:
+        _say(f"failed: {one}")
+    if failed:
+        kept = WORK / f"{name}.log"
+        kept.write_bytes((WORK / "log").read_bytes())
+        _say(f"what it said is in {os.path.relpath(kept, ROOT)}")
+    return bool(failed)

@@ -1,0 +1,35 @@
+"""A training step of the block."""
+
+from __future__ import annotations
+
+from measuring.case import BACKENDS, DEVICES, DTYPES, FORMS, GEOMETRIES, METHODS, Case
+from measuring.subject import subject
+
+__all__ = ["Training"]
+
+
+class Training:
+    """Forward and backward of sum(z dz), to the input and to every parameter, batch 1, without an optimiser."""
+
+    params = (BACKENDS, DEVICES, FORMS, METHODS, tuple(GEOMETRIES), DTYPES)
+    param_names = ("backend", "device", "pairwise", "method", "geometry", "dtype")
+    rounds, number, min_run_count, repeat = 1, 1, 2, (1, 10, 5.0)
+
+    def setup(self, *params: str) -> None:
+        """Take the case; refuse what cannot be measured."""
+        self.subject = subject("training.Training", params, self.case(*params), "training")
+
+    @staticmethod
+    def case(backend: str, device: str, pairwise: str, method: str, geometry: str, dtype: str) -> Case:
+        """Return what the parameters mean."""
+        return Case(backend, device, pairwise, method, *GEOMETRIES[geometry], dtype, training=True)
+
+    def time_step(self, *_: str) -> None:
+        """Seconds of one step, its gradients being there."""
+        self.subject.run()
+
+    def track_memory(self, *_: str) -> int | None:
+        """Peak memory of one step beside what is held before it, the gradients among it."""
+        return self.subject.peak()
+
+    track_memory.unit = "bytes"  # type: ignore[attr-defined]
