@@ -33,7 +33,8 @@ class NonLocalBlock(nnx.Module):
     Args:
         channels: C, the channels of the input and of the output.
         rngs: the source of the random weights, its stream `params`.
-        method: how the operation is computed: "auto" or "pairwise" (the N x M matrix).
+        method: how the operation is computed: "auto", "pairwise" (the N x M matrix), or the method without it that
+            serves the form: "streamed", "reassociated" or "sorted".
         dtype: the dtype of the computation; scores, weights and sums over keys are at least float32. None: that
             of the input.
         param_dtype: the dtype of the parameters.

@@ -11,6 +11,7 @@ from jax import Array, lax
 
 from nonlocal_core.checks import check_positions, known_sizes
 from nonlocal_core.form import form_of
+from nonlocal_core.planning import check_method
 from nonlocal_core.reference import (
     check_block,
     check_statistics,
@@ -21,7 +22,8 @@ from nonlocal_core.reference import (
 )
 from nonlocal_core.sets import Sets
 from nonlocal_core.spec import NonLocalSpec
-from nonlocal_jax.op import aggregate, pairwise_weights, product
+from nonlocal_jax.methods import pairwise_weights, product
+from nonlocal_jax.op import aggregate
 
 __all__ = ["attention", "nonlocal_block", "updated_statistics"]
 
@@ -51,7 +53,8 @@ def nonlocal_block(
         key_mask: `(B, S1..Sk)`, True where a position serves as a key. None: everywhere.
         training: whether batch normalisation uses the statistics of this input; the running ones are not
             changed here, see `updated_statistics`.
-        method: how the operation is computed: "auto" or "pairwise" (the N x M matrix).
+        method: how the operation is computed: "auto", "pairwise" (the N x M matrix), or the method without it that
+            serves the form: "streamed", "reassociated" or "sorted".
         dtype: the dtype to which the input and the parameters are cast for the computation. None: that of `x`.
 
     Returns:
@@ -89,7 +92,7 @@ def updated_statistics(
         spec: the block; its norm must be "batch".
         key_mask: `(B, S1..Sk)`, True where a position serves as a key.
         unbiased: whether the variance is divided by B N - 1 (as PyTorch does) instead of B N (Keras, Flax).
-        method: how the operation is computed.
+        method: how the operation is computed, see `nonlocal_block`.
         dtype: the compute dtype. None: that of `x`.
 
     Returns:
@@ -156,12 +159,13 @@ def attention(
     if positions is not None:
         chosen = jnp.asarray(check_positions(positions, *known_sizes(flat.shape[1:2])))
         flat, query_sets = flat[:, chosen], query_sets[chosen]
-    phi, _, mask = _keys(wide, params, spec, sets, key_mask)
+    mask, keys = _windows(key_mask, sets)
+    (phi,) = _operands(cut(jnp, wide, sets), params, spec, sets, mask, keys=("phi",))
     valid, phi = (query_sets[:, None] == key_sets)[None], uncut(jnp, phi, sets)
-    if mask is not None:
-        mask = uncut(jnp, mask[..., None], sets)
-        phi, valid = jnp.where(mask, phi, 0), valid & mask.mT
-    theta = _embed(flat, params, spec, "theta")
+    if keys is not None:
+        keys = uncut(jnp, keys[..., None], sets)
+        phi, valid = jnp.where(keys, phi, 0), valid & keys.mT
+    (theta,) = _project(flat, params, "theta")
     return pairwise_weights(theta, phi, form_of(spec, params), valid).astype(x.dtype)
 
 
@@ -176,9 +180,10 @@ def block_and_moments(
     dtype: Any,
 ) -> tuple[Array, Moments | None]:
     """Return z and, from batch normalisation in training, the mean and the biased variance of each channel."""
-    check_block(x, params, spec, key_mask, training, method)
+    check_block(x, params, spec, key_mask, training)
+    check_method(method, spec.pairwise)
     x = jnp.asarray(x)
-    r = _branch(x.astype(x.dtype if dtype is None else dtype), params, spec, key_mask)
+    r = _branch(x.astype(x.dtype if dtype is None else dtype), params, spec, key_mask, method)
     found = None
     if spec.norm is not None:
         r = r.astype(jnp.promote_types(r.dtype, jnp.float32))
@@ -202,43 +207,49 @@ def running(params: Params, spec: NonLocalSpec, found: Moments) -> dict[str, Arr
     return result
 
 
-def _branch(x: Array, params: Params, spec: NonLocalSpec, key_mask: Array | None) -> Array:
+def _branch(x: Array, params: Params, spec: NonLocalSpec, key_mask: Array | None, method: str) -> Array:
     """Return W_z y_i + b_z for every position, (B, N, C), in the dtype of `x`."""
     sets = spec.sets(x.shape[1:-1])
-    theta = cut(jnp, _embed(x, params, spec, "theta"), sets)
+    mask, valid = _windows(key_mask, sets)
+    theta, phi, g = _operands(cut(jnp, x, sets), params, spec, sets, mask, ("theta",), ("phi", "g"))
     theta = theta.reshape(theta.shape[0], sets.queries, theta.shape[-1])
-    phi, g, valid = _keys(x, params, spec, sets, key_mask)
-    y = aggregate(theta, phi, g, form_of(spec, params), valid)
-    return _project(uncut(jnp, y, sets), params, "out")
+    y = aggregate(theta, phi, g, form_of(spec, params), valid, method)
+    return _project(uncut(jnp, y, sets), params, "out")[0]
 
 
-def _keys(
-    x: Array, params: Params, spec: NonLocalSpec, sets: Sets, key_mask: Array | None
-) -> tuple[Array, Array, Array | None]:
-    """Return phi and g (B', M, C') and which keys are valid (B', M), for each set."""
-    mask = valid = None
-    if key_mask is not None:
-        mask = jnp.asarray(key_mask)[..., None]
-        x, mask = jnp.where(mask, x, 0), windows_of(jnp, cut(jnp, mask, sets), sets)
-        valid = jnp.any(mask, axis=2)[..., 0]
-    x = cut(jnp, x, sets)
-    if spec.subsample_at == "input":
-        x = _pool(x, sets, mask)
-        return _embed(x, params, spec, "phi"), _project(x, params, "g"), valid
-    phi, g = _embed(x, params, spec, "phi"), _project(x, params, "g")
-    return _pool(phi, sets, mask), _pool(g, sets, mask), valid
+def _windows(key_mask: Array | None, sets: Sets) -> tuple[Array | None, Array | None]:
+    """Return the pooling windows of the mask, (B', M, K, 1), and which keys are valid, (B', M)."""
+    if key_mask is None:
+        return None, None
+    mask = windows_of(jnp, cut(jnp, jnp.asarray(key_mask)[..., None], sets), sets)
+    return mask, jnp.any(mask, axis=2)[..., 0]
 
 
-def _embed(a: Array, params: Params, spec: NonLocalSpec, layer: str) -> Array:
-    """Return the projection to theta or phi, or `a` itself for the form without an embedding."""
-    return _project(a, params, layer) if spec.has_embedding else a
+def _operands(
+    x: Array,
+    params: Params,
+    spec: NonLocalSpec,
+    sets: Sets,
+    mask: Array | None,
+    queries: tuple[str, ...] = (),
+    keys: tuple[str, ...] = (),
+) -> list[Array]:
+    """Return the projections of queries, (B', *inner, C'), and of keys, (B', M, C'), from `x` `(B', *inner, C)`."""
+    if sets.window is not None and spec.subsample_at == "input":
+        return _project(x, params, *queries) + _project(_pool(x, sets, mask), params, *keys)
+    arrays = _project(x, params, *queries, *keys)
+    return arrays[: len(queries)] + [_pool(a, sets, mask) for a in arrays[len(queries) :]]
 
 
-def _project(a: Array, params: Params, layer: str) -> Array:
-    """Return W a + b on the last axis, in the dtype of `a`."""
-    bias = params.get(f"{layer}.bias")
-    result = product("...c,dc->...d", a, jnp.asarray(params[f"{layer}.weight"], a.dtype), a.dtype)
-    return result if bias is None else result + jnp.asarray(bias, a.dtype)
+def _project(a: Array, params: Params, *layers: str) -> list[Array]:
+    """Return W a + b of each layer in the dtype of `a`, all by one product, and `a` itself for a layer without W."""
+    weights = {name: jnp.asarray(params[f"{name}.weight"], a.dtype) for name in layers if f"{name}.weight" in params}
+    results = dict.fromkeys(layers, a)
+    if weights:
+        together = product("...c,dc->...d", a, jnp.concatenate(list(weights.values())), a.dtype)
+        results |= zip(weights, jnp.split(together, len(weights), axis=-1), strict=True)
+    biases = {name: params.get(f"{name}.bias") for name in layers}
+    return [b if biases[name] is None else b + jnp.asarray(biases[name], a.dtype) for name, b in results.items()]
 
 
 def _moments(a: Array) -> Moments:
@@ -253,7 +264,7 @@ def _moments(a: Array) -> Moments:
 def _pool(a: Array, sets: Sets, mask: Array | None) -> Array:
     """Return the largest valid value of each window of `(B', *inner, C)` as `(B', M, C)`, 0 where none is.
 
-    `mask` holds the windows of the mask, (B', M, K, 1).
+    `mask` holds the windows of the mask, (B', M, K, 1); without a pooling window it changes nothing.
     """
     windows = windows_of(jnp, a, sets)
     if sets.window is None:

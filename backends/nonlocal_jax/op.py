@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
-from nonlocal_core.checks import check_op
+from nonlocal_core.checks import check_op, known_sizes
 from nonlocal_core.form import Form
+from nonlocal_core.planning import plan
+from nonlocal_jax.methods import pairwise, reassociated, streamed
+from nonlocal_jax.sorted import sorted_
 
 __all__ = ["nonlocal_op"]
 
@@ -43,7 +45,8 @@ def nonlocal_op(
         concat_bias: b_f `()`; for the concatenation form, optional.
         normalize: "softmax" or "count" for a function, None for the named forms.
         key_mask: `(B, M)`, True where a key takes part. A query without any key gives 0.
-        method: "auto" or "pairwise".
+        method: "auto", "pairwise" (the N x M matrix), or the method without it that serves the form: "streamed",
+            "reassociated" or "sorted".
 
     Returns:
         y `(B, N, D)` in the dtype of `theta`.
@@ -59,60 +62,41 @@ def nonlocal_op(
         Array([1., 1.], dtype=float32)
     """
     form = check_op(theta, phi, g, pairwise, scale, concat_weight, concat_bias, normalize, key_mask, method)
-    return aggregate(*map(jnp.asarray, (theta, phi, g)), form, key_mask)
+    return aggregate(*map(jnp.asarray, (theta, phi, g)), form, key_mask, method)
 
 
-def aggregate(theta: Array, phi: Array, g: Array, form: Form, key_mask: Array | None) -> Array:
+def aggregate(theta: Array, phi: Array, g: Array, form: Form, key_mask: Array | None, method: str) -> Array:
     """Compute the operation on checked arguments."""
     valid = None
     if key_mask is not None:
-        valid = jnp.asarray(key_mask)[:, None, :]
-        phi, g = (jnp.where(valid.mT, a, 0) for a in (phi, g))
-    weights = pairwise_weights(theta, phi, form, valid)
-    # A weight fits the range of bfloat16, which is that of float32; otherwise g is widened to meet it.
-    narrow = theta.dtype == g.dtype == jnp.bfloat16
-    y = product("bnm,bmd->bnd", weights.astype(g.dtype) if narrow else weights, g, weights.dtype)
+        valid = jnp.asarray(key_mask)
+        phi, g = (jnp.where(valid[..., None], a, 0) for a in (phi, g))
+    batch, queries, inner = known_sizes(theta.shape)
+    keys, width = known_sizes(g.shape[1:])
+    chosen = plan(
+        method,
+        form.pairwise,
+        backend="jax",
+        device=_device(),
+        dtype=theta.dtype.name,
+        batch=batch,
+        queries=queries,
+        keys=keys,
+        inner=None if inner is None or width is None else max(inner, width),
+        gradients=True,  # a trace does not tell
+    )
+    if chosen.method == "streamed":
+        y = streamed(theta, phi, g, form, valid, chosen.rows)
+    else:
+        y = _METHODS[chosen.method](theta, phi, g, form, valid)
     return y.astype(theta.dtype)
 
 
-def pairwise_weights(theta: Array, phi: Array, form: Form, valid: Array | None) -> Array:
-    """Return the weights w_ij (B, N, M), at least in float32; `valid` is (B or 1, N or 1, M)."""
-    dtype = jnp.result_type(theta, phi, jnp.float32)
-    scores = _scores(theta, phi, form, dtype)
-    if form.softmax:
-        return _softmax(scores, valid)
-    if valid is None:
-        return scores / jnp.maximum(phi.shape[1], 1).astype(dtype)
-    count = jnp.sum(valid, axis=-1, keepdims=True)
-    return jnp.where(valid, scores, 0) / jnp.maximum(count, 1).astype(dtype)
+_METHODS = {"pairwise": pairwise, "reassociated": reassociated, "sorted": sorted_}
 
 
-def product(equation: str, a: Array, b: Array, dtype: Any) -> Array:
-    """Return a product of arrays, summed up and returned in `dtype`."""
-    # By default GPUs and TPUs round float32 operands to fewer bits; whoever wants that has a setting for it.
-    precision = None if jax.config.jax_default_matmul_precision else lax.Precision.HIGHEST
-    return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=dtype)
-
-
-def _scores(theta: Array, phi: Array, form: Form, dtype: Any) -> Array:
-    """Return the scaled scores (B, N, M)."""
-    if not isinstance(form.pairwise, str):
-        return form.scale * form.pairwise(theta.astype(dtype), phi.astype(dtype))
-    if form.pairwise == "concatenation":
-        weight, half = jnp.asarray(form.concat_weight, theta.dtype), theta.shape[-1]
-        a = product("bnc,c->bn", theta, weight[:half], dtype)
-        b = product("bmc,c->bm", phi, weight[half:], dtype)
-        if form.concat_bias is not None:
-            a = a + jnp.asarray(form.concat_bias, dtype)
-        return form.scale * jax.nn.relu(a[:, :, None] + b[:, None, :])
-    # A scaled theta may leave the range of a half-precision operand; its scores are wide and may be scaled instead.
-    before, after = (form.scale, 1.0) if theta.dtype == dtype else (1.0, form.scale)
-    return after * product("bnc,bmc->bnm", before * theta, phi, dtype)
-
-
-def _softmax(scores: Array, valid: Array | None) -> Array:
-    if valid is None:
-        return jax.nn.softmax(scores)
-    # A row without any key would be NaN: it is computed with every key, then set to 0.
-    kept = valid | ~jnp.any(valid, axis=-1, keepdims=True)
-    return jnp.where(valid, jax.nn.softmax(jnp.where(kept, scores, -jnp.inf)), 0)
+def _device() -> str:
+    """Return the kind of device that JAX computes on unless arrays are bound to another, which a trace cannot see."""
+    default = jax.config.jax_default_device
+    platform = jax.default_backend() if default is None else getattr(default, "platform", default)
+    return "cpu" if platform == "cpu" else "gpu"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial, reduce
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Self, Unpack
 
 import keras
@@ -17,11 +16,15 @@ from nonlocal_core.checks import check_arrays, check_params, check_positions, dt
 from nonlocal_core.errors import Size, check_choice, fail_value
 from nonlocal_core.form import Form, form_of
 from nonlocal_core.options import SpecOptions
-from nonlocal_core.parameters import initial_moments, param_shapes
+from nonlocal_core.parameters import STATISTICS, initial_moments, param_shapes
 from nonlocal_core.planning import check_method
 from nonlocal_core.sets import Sets
 from nonlocal_core.spec import NonLocalSpec
-from nonlocal_tensorflow.op import aggregate, masked, pairwise_weights, wide
+from nonlocal_tensorflow.arrays import masked, sizes
+from nonlocal_tensorflow.norm import BatchNorm, folded
+from nonlocal_tensorflow.op import aggregate
+from nonlocal_tensorflow.sets import checks_when_run, cut, flat, pool, pooled_mask, set_numbers, uncut
+from nonlocal_tensorflow.weights import pairwise_weights
 
 __all__ = ["NonLocalBlock"]
 
@@ -44,7 +47,9 @@ class NonLocalBlock(keras.layers.Layer):
     Args:
         channels: C, the channels of the input and of the output. None: those of the first input, from which the
             parameters are then created.
-        method: how the operation is computed: "auto" or "pairwise" (the N x M matrix).
+        method: how the operation is computed: "auto", "pairwise" (the N x M matrix), or the method without it that
+            serves the form: "streamed" (gaussian, embedded_gaussian), "reassociated" (dot_product) or "sorted"
+            (concatenation).
         data_format: "channels_last", `(B, S1..Sk, C)`, or "channels_first", `(B, C, S1..Sk)`. None: the setting
             of Keras, which is "channels_last" unless it was changed.
         name: the name of the layer.
@@ -154,12 +159,11 @@ class NonLocalBlock(keras.layers.Layer):
         key_mask = mask if key_mask is None else key_mask
         from_batch = bool(training) and self.norm is not None and self.norm.trainable
         grid, sets = self._enter(x, key_mask, training=from_batch)
-        theta = _flat(_cut(self._queries(grid), sets))
-        phi, g, valid = self._keys(grid, sets, key_mask)
-        y = aggregate(theta, phi, g, self._form(), valid)
-        r = self._project(_uncut(y, sets, sets.inner_sizes), "out")
-        z = self._first(tf.reshape(self._normalize(r, training), _sizes(grid)))
-        z = tf.cast(z, x.dtype)
+        theta = flat(cut(self._project(grid, "theta"), sets))
+        (phi, g), valid = self._keys(grid, sets, key_mask, "phi", "g")
+        y = aggregate(theta, phi, g, self._form(), valid, self.method, gradients=bool(training))
+        r = self._out(uncut(y, sets, sets.inner_sizes), from_batch=from_batch)
+        z = tf.cast(self._first(tf.reshape(r, sizes(grid))), x.dtype)
         return x + z if self.spec.residual else z
 
     def attention(
@@ -186,18 +190,18 @@ class NonLocalBlock(keras.layers.Layer):
         if self.spec is None:
             self.build(x.shape)
         grid, sets = self._enter(x, key_mask, training=False)
-        flat = _flat(grid)
-        queries, keys = _set_numbers(sets)
+        rows = flat(grid)
+        queries, keys = set_numbers(sets)
         if positions is not None:
-            chosen = check_positions(positions, flat.shape[1])
-            flat, queries = tf.gather(flat, chosen, axis=1), tf.gather(queries, chosen)
-        phi, _, mask = self._keys(grid, sets, key_mask)
+            chosen = check_positions(positions, rows.shape[1])
+            rows, queries = tf.gather(rows, chosen, axis=1), tf.gather(queries, chosen)
+        (phi,), mask = self._keys(grid, sets, key_mask, "phi")
         valid = (queries[:, None] == keys)[None]
         if mask is not None:
             phi = masked(phi, mask)
-            valid &= tf.linalg.matrix_transpose(_uncut(mask[..., None], sets, sets.key_sizes))
-        phi = _uncut(phi, sets, sets.key_sizes)
-        return tf.cast(pairwise_weights(self._queries(flat), phi, self._form(), valid), x.dtype)
+            valid &= tf.linalg.matrix_transpose(uncut(mask[..., None], sets, sets.key_sizes))
+        phi = uncut(phi, sets, sets.key_sizes)
+        return tf.cast(pairwise_weights(self._project(rows, "theta"), phi, self._form(), valid), x.dtype)
 
     def export_params(self) -> dict[str, np.ndarray[Any, Any]]:
         """Return a copy of the parameters under their canonical names, as NumPy arrays (bfloat16 as float32)."""
@@ -258,11 +262,12 @@ class NonLocalBlock(keras.layers.Layer):
         self.spec = spec
         for name, shape in param_shapes(spec).items():
             if spec.norm != "batch" or not name.startswith("norm."):
-                weight = self.add_weight(shape=shape, initializer=_initializer(name, spec), name=name)
+                # Each use casts for itself: a norm is folded into W_z in full precision.
+                weight = self.add_weight(shape=shape, initializer=_initializer(name, spec), name=name, autocast=False)
                 # Checkpoints of TensorFlow find attributes, and pass over the values of a dict.
                 setattr(self, name.replace(".", "_"), weight)
         if spec.norm == "batch":
-            self.norm = _BatchNorm(
+            self.norm = BatchNorm(
                 momentum=1 - spec.norm_momentum,
                 epsilon=spec.norm_epsilon,
                 gamma_initializer=_initializer("norm.weight", spec),
@@ -302,9 +307,9 @@ class NonLocalBlock(keras.layers.Layer):
         self._check(x, key_mask, training=training)
         axes = self._last(range(len(x.shape)))
         grid = tf.cast(x if self.data_format == "channels_last" else tf.transpose(x, axes), self.compute_dtype)
-        sets = self.spec.sets(_sizes(grid)[1:-1])
+        sets = self.spec.sets(sizes(grid)[1:-1])
         if None in grid.shape or (key_mask is not None and None in key_mask.shape):
-            checks = _checks_when_run(self.spec, grid, sets, key_mask, training=training)
+            checks = checks_when_run(self.spec, grid, sets, key_mask, training=training)
             with tf.control_dependencies(checks):  # or statistics would move before a check fails
                 grid = tf.identity(grid)
         return grid, sets
@@ -314,147 +319,44 @@ class NonLocalBlock(keras.layers.Layer):
         return form_of(self.spec, {name: self._own(name) for name in ("concat.weight", "concat.bias")})
 
     def _project(self, a: tf.Tensor, layer: str) -> tf.Tensor:
-        """Return W a + b on the last axis, in the compute dtype."""
-        product = tf.tensordot(a, tf.cast(self._own(f"{layer}.weight"), a.dtype), [[-1], [1]])
-        bias = self._own(f"{layer}.bias")
-        return product if bias is None else product + tf.cast(bias, a.dtype)
-
-    def _queries(self, a: tf.Tensor) -> tf.Tensor:
-        return self._project(a, "theta") if self.spec.has_embedding else a
+        """Return W a + b on the last axis, or `a` itself where the form has no such layer."""
+        weight = self._own(f"{layer}.weight")
+        return a if weight is None else _linear(a, weight, self._own(f"{layer}.bias"))
 
     def _keys(
-        self, grid: tf.Tensor, sets: Sets, key_mask: tf.Tensor | None
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-        """Return phi and g (B', M, C') and which keys are valid (B', M), for each set."""
+        self, grid: tf.Tensor, sets: Sets, key_mask: tf.Tensor | None, *layers: str
+    ) -> tuple[list[tf.Tensor], tf.Tensor | None]:
+        """Return the pooled projections (B', M, C') of each layer and which keys are valid (B', M), for each set."""
         mask = valid = None
         if key_mask is not None:
-            grid, mask = masked(grid, key_mask), _cut(key_mask[..., None], sets)
-            valid = _flat(_reduced(tf.logical_or, mask, sets))[..., 0]
+            grid, mask = masked(grid, key_mask), cut(key_mask[..., None], sets)
+            valid = pooled_mask(mask, sets)
         if self.spec.subsample_at == "input":
-            pooled = _pool(_cut(grid, sets), sets, mask, valid)
-            phi = self._project(pooled, "phi") if self.spec.has_embedding else pooled
-            return phi, self._project(pooled, "g"), valid
-        phi = self._project(grid, "phi") if self.spec.has_embedding else grid
-        phi, g = (_pool(_cut(a, sets), sets, mask, valid) for a in (phi, self._project(grid, "g")))
-        return phi, g, valid
+            pooled = pool(cut(grid, sets), sets, mask, valid)
+            return [self._project(pooled, layer) for layer in layers], valid
+        return [pool(cut(self._project(grid, layer), sets), sets, mask, valid) for layer in layers], valid
 
-    def _normalize(self, r: tf.Tensor, training: bool | None) -> tf.Tensor:
-        if self.spec.norm is None:
-            return r
-        if self.spec.norm == "affine":
-            return r * tf.cast(self._own("norm.weight"), r.dtype) + tf.cast(self._own("norm.bias"), r.dtype)
-        return self.norm(r, training=training)
-
-
-class _BatchNorm(keras.layers.BatchNormalization):
-    """Keras' layer on `(B, N, C)`, with second derivatives that are right in training.
-
-    Keras takes the variance about a mean that has no gradient, which is right for first derivatives alone.
-    """
-
-    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: None = None) -> tf.Tensor:
-        """Return gamma (r - mean) / sqrt(variance + epsilon) + beta."""
-        if not (training and self.trainable):
-            return super().call(inputs, training=False, mask=mask)
-        r = tf.cast(inputs, wide(inputs.dtype))
-        gamma, beta, *running = (
-            tf.cast(weight, r.dtype) for weight in (self.gamma, self.beta, self.moving_mean, self.moving_variance)
-        )
-        shift = tf.stop_gradient(_mean(r))
-        r -= shift  # a long sum in float32 loses digits, the fewer the smaller its terms
-        mean = _mean(r)
-        variance = _mean(tf.square(r - mean))
-        self.moving_mean.assign(self.momentum * running[0] + (1 - self.momentum) * (shift + mean))
-        self.moving_variance.assign(self.momentum * running[1] + (1 - self.momentum) * variance)
-        return tf.cast(gamma * ((r - mean) / tf.sqrt(variance + self.epsilon)) + beta, inputs.dtype)
+    def _out(self, y: tf.Tensor, *, from_batch: bool) -> tf.Tensor:
+        """Return norm(W_z y + b_z), as one product unless the statistics of the norm are those of this input."""
+        weights = self._canonical()
+        weight, bias = weights["out.weight"], weights.get("out.bias")
+        if self.spec.norm is None or from_batch:
+            r = _linear(y, weight, bias)
+            return self.norm(r, training=True) if from_batch else r
+        gamma, beta = weights["norm.weight"], weights["norm.bias"]
+        statistics = [weights[name] for name in STATISTICS if name in weights]
+        return _linear(y, *folded(weight, bias, gamma, beta, statistics, self.spec.norm_epsilon))
 
 
-def _mean(r: tf.Tensor) -> tf.Tensor:
-    """Return the mean of each channel of `(B, N, C)`, by sample first: two short sums are more exact than one."""
-    return tf.reduce_mean(tf.reduce_mean(r, axis=1), axis=0)
+def _linear(a: tf.Tensor, weight: Any, bias: Any) -> tf.Tensor:
+    """Return W a + b on the last axis, in the dtype of `a`."""
+    shape = sizes(a)
+    product = tf.matmul(tf.reshape(a, [-1, shape[-1]]), tf.cast(weight, a.dtype), transpose_b=True)
+    product = product if bias is None else tf.nn.bias_add(product, tf.cast(bias, a.dtype))
+    return tf.reshape(product, [*shape[:-1], product.shape[-1]])
 
 
 def _initializer(name: str, spec: NonLocalSpec) -> keras.initializers.Initializer:
     """Return how a parameter starts; one of its own for each, since Keras' repeat their values."""
     mean, deviation = initial_moments(name, spec)
     return keras.initializers.RandomNormal(mean, deviation) if deviation else keras.initializers.Constant(mean)
-
-
-def _checks_when_run(
-    spec: NonLocalSpec, grid: tf.Tensor, sets: Sets, key_mask: tf.Tensor | None, *, training: bool
-) -> list[Any]:
-    """Return checks of the sizes that were unknown when the graph was traced; XLA leaves such checks out."""
-    sizes, checks = tf.shape(grid), []
-    if spec.group_size is not None:
-        message = "`group_size` must divide the number of frames."
-        checks.append(tf.debugging.assert_equal(sizes[1] % spec.group_size, 0, message))
-    for size, length in zip(sets.inner_sizes, sets.window or (1,) * len(sets.inner), strict=True):
-        message = "`subsample` must leave at least one window on every axis."
-        checks.append(tf.debugging.assert_greater_equal(size, length, message))
-    if key_mask is not None:
-        message = "`key_mask` must have the shape of `x` without its channels."
-        checks.append(tf.debugging.assert_equal(tf.shape(key_mask), sizes[:-1], message))
-    if training and spec.norm == "batch":
-        message = "`x` must have more than one value per channel in training with norm 'batch'."
-        checks.append(tf.debugging.assert_greater(tf.reduce_prod(sizes[:-1]), 1, message))
-    return [check for check in checks if check is not None]
-
-
-def _sizes(a: tf.Tensor) -> list[Any]:
-    """Return the shape of `a`: ints, and scalar tensors for sizes that are unknown while it is traced."""
-    return [tf.shape(a)[axis] if size is None else size for axis, size in enumerate(a.shape)]
-
-
-def _flat(a: tf.Tensor) -> tf.Tensor:
-    """Return `(B, S1..Sk, C)` as `(B, N, C)`."""
-    sizes = _sizes(a)
-    return tf.reshape(a, [sizes[0], math.prod(sizes[1:-1]), sizes[-1]])
-
-
-def _cut(a: tf.Tensor, sets: Sets) -> tf.Tensor:
-    """Take `(B, S1..Sk, C)` apart into sets, `(B', *inner, C)`."""
-    # The batch is named, or frames that groups do not divide would flow into the next sample.
-    a = tf.transpose(tf.reshape(a, [_sizes(a)[0], *sets.grid, a.shape[-1]]), sets.cut_axes)
-    return tf.reshape(a, [-1, *sets.inner_sizes, a.shape[-1]])
-
-
-def _uncut(a: tf.Tensor, sets: Sets, inner_sizes: Sequence[Any]) -> tf.Tensor:
-    """Put the queries or the keys of all sets, `(B', N', C)`, back in row-major order, `(B, N, C)`."""
-    a = tf.reshape(a, [-1, *sets.outer_sizes, *inner_sizes, a.shape[-1]])
-    return _flat(tf.transpose(a, sets.uncut_axes))
-
-
-def _pool(a: tf.Tensor, sets: Sets, mask: tf.Tensor | None, valid: tf.Tensor | None) -> tf.Tensor:
-    """Return the largest valid value of each window of `(B', *inner, C)` as `(B', M, C)`, 0 where none is."""
-    if sets.window is None:
-        return _flat(a)
-    if mask is None:
-        return _flat(_reduced(tf.maximum, a, sets))
-    a = tf.where(mask, a, tf.constant(float("-inf"), a.dtype))
-    return masked(_flat(_reduced(tf.maximum, a, sets)), valid)
-
-
-def _reduced(function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], a: tf.Tensor, sets: Sets) -> tf.Tensor:
-    """Reduce each window of `(B', *inner, C)` to one position; a remainder is dropped.
-
-    TensorFlow's own pooling lacks dtypes on the CPU. At a tie the gradient of `tf.maximum` goes to its first
-    argument, so with the last axis reduced first it goes to the first position in row-major order.
-    """
-    windows = enumerate(zip(sets.key_sizes, sets.window or (), strict=sets.window is not None), start=1)
-    for axis, (size, length) in reversed(list(windows)):
-        if length > 1:
-            sizes = _sizes(a)
-            a = a[(slice(None),) * axis + (slice(size * length),)]
-            a = tf.reshape(a, [*sizes[:axis], size, length, *sizes[axis + 1 :]])
-            a = reduce(function, tf.unstack(a, num=length, axis=axis + 1))
-    return a
-
-
-def _set_numbers(sets: Sets) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the number of the set of each query (N,) and of each key (M,), in row-major order."""
-    numbers = tf.range(sets.count)[:, None, None]
-    queries, keys = (
-        _uncut(tf.tile(numbers, [1, math.prod(sizes), 1]), sets, sizes)[0, :, 0]
-        for sizes in (sets.inner_sizes, sets.key_sizes)
-    )
-    return queries, keys

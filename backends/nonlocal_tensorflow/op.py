@@ -8,6 +8,11 @@ import tensorflow as tf
 
 from nonlocal_core.checks import check_op
 from nonlocal_core.form import Form
+from nonlocal_core.planning import Plan, keys_first, plan
+from nonlocal_tensorflow.arrays import masked, wide
+from nonlocal_tensorflow.sorted import sorted_sums
+from nonlocal_tensorflow.streamed import streamed
+from nonlocal_tensorflow.weights import pairwise_weights
 
 __all__ = ["nonlocal_op"]
 
@@ -40,7 +45,8 @@ def nonlocal_op(
         concat_bias: b_f `()`; for the concatenation form, optional.
         normalize: "softmax" or "count" for a function, None for the named forms.
         key_mask: `(B, M)`, True where a key takes part. A query without any key gives 0.
-        method: "auto" or "pairwise".
+        method: "auto", "pairwise" (the N x M matrix), or the method without it that serves the form: "streamed"
+            (gaussian, embedded_gaussian), "reassociated" (dot_product) or "sorted" (concatenation).
 
     Returns:
         y `(B, N, D)` in the dtype of `theta`.
@@ -55,54 +61,63 @@ def nonlocal_op(
         array([1., 1.], dtype=float32)
     """
     form = check_op(theta, phi, g, pairwise, scale, concat_weight, concat_bias, normalize, key_mask, method)
-    return aggregate(theta, phi, g, form, key_mask)
+    return aggregate(theta, phi, g, form, key_mask, method, gradients=True)
 
 
-def aggregate(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, form: Form, key_mask: tf.Tensor | None) -> tf.Tensor:
-    """Compute the operation on checked arguments; every method is the matrix form."""
+def aggregate(
+    theta: tf.Tensor,
+    phi: tf.Tensor,
+    g: tf.Tensor,
+    form: Form,
+    key_mask: tf.Tensor | None,
+    method: str,
+    *,
+    gradients: bool,
+) -> tf.Tensor:
+    """Compute the operation on checked arguments; `gradients` says whether some may be asked for."""
+    chosen = _plan(theta, phi, g, form, method, gradients=gradients)
     if key_mask is not None:
         phi, g = (masked(a, key_mask) for a in (phi, g))
+    dtype = theta.dtype
+    theta, phi, g = (tf.cast(a, wide(dtype)) for a in (theta, phi, g))
     valid = None if key_mask is None else key_mask[:, None, :]
-    weights = pairwise_weights(theta, phi, form, valid)
-    return tf.cast(weights @ tf.cast(g, weights.dtype), theta.dtype)
-
-
-def wide(dtype: tf.DType) -> tf.DType:
-    """Return float64 for itself, and float32 for all others."""
-    return tf.float64 if dtype == tf.float64 else tf.float32
-
-
-def masked(a: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Return `a` (..., C) where the mask (...) is true, 0 elsewhere."""
-    return tf.where(mask[..., None], a, tf.constant(0, a.dtype))
-
-
-def pairwise_weights(theta: tf.Tensor, phi: tf.Tensor, form: Form, valid: tf.Tensor | None) -> tf.Tensor:
-    """Return the weights w_ij (B, N, M), at least in float32; `valid` is (B or 1, N or 1, M)."""
-    dtype = wide(theta.dtype)
-    theta, phi = tf.cast(theta, dtype), tf.cast(phi, dtype)
-    if not isinstance(form.pairwise, str):
-        scores = form.scale * form.pairwise(theta, phi)
-    elif form.pairwise == "concatenation":
-        weight = tf.cast(form.concat_weight, dtype)
-        half = weight.shape[0] // 2
-        a, b = tf.tensordot(theta, weight[:half], 1), tf.tensordot(phi, weight[half:], 1)
-        a = a if form.concat_bias is None else a + tf.cast(form.concat_bias, dtype)
-        scores = form.scale * tf.nn.relu(a[:, :, None] + b[:, None, :])
+    if chosen.method == "streamed":
+        y = streamed(theta, phi, g, form, key_mask, chosen.rows)
+    elif chosen.method == "reassociated":
+        y = _reassociated(form.scale * theta, phi, g) / _count(phi, valid)
+    elif chosen.method == "sorted":
+        y = form.scale * sorted_sums(theta, phi, g, form, key_mask) / _count(phi, valid)
     else:
-        scores = tf.matmul(form.scale * theta, phi, transpose_b=True)
-    if form.softmax:
-        return _softmax(scores, valid)
-    if valid is None:
-        return scores / tf.cast(tf.shape(phi)[1], dtype)
-    count = tf.reduce_sum(tf.cast(valid, dtype), axis=-1, keepdims=True)
-    return tf.where(valid, scores, tf.constant(0, dtype)) / tf.maximum(count, 1)
+        y = pairwise_weights(theta, phi, form, valid) @ g
+    return tf.cast(y, dtype)
 
 
-def _softmax(scores: tf.Tensor, valid: tf.Tensor | None) -> tf.Tensor:
+def _plan(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, form: Form, method: str, *, gradients: bool) -> Plan:
+    batch, queries, inner = theta.shape
+    width = g.shape[-1]
+    return plan(
+        method,
+        form.pairwise,
+        backend="tensorflow",
+        device="gpu" if tf.config.list_physical_devices("GPU") else "cpu",
+        dtype=theta.dtype.name,
+        batch=batch,
+        queries=queries,
+        keys=phi.shape[1],
+        inner=None if inner is None or width is None else max(inner, width),
+        gradients=gradients,
+    )
+
+
+def _reassociated(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor) -> tf.Tensor:
+    """Return the sum over j of (theta_i . phi_j) g_j, by the cheaper order of the two products."""
+    if keys_first(theta.shape[1], phi.shape[1], phi.shape[2], g.shape[2]):
+        return theta @ tf.matmul(phi, g, transpose_a=True)
+    return tf.matmul(theta, phi, transpose_b=True) @ g
+
+
+def _count(phi: tf.Tensor, valid: tf.Tensor | None) -> tf.Tensor:
+    """Return the number of valid keys, () or (B, 1, 1), at least 1."""
     if valid is None:
-        return tf.nn.softmax(scores)
-    # A row without any key would be NaN: it is computed with every key, then set to 0.
-    empty = ~tf.reduce_any(valid, axis=-1, keepdims=True)
-    scores = tf.where(valid | empty, scores, tf.constant(float("-inf"), scores.dtype))
-    return tf.where(valid, tf.nn.softmax(scores), tf.constant(0, scores.dtype))
+        return tf.cast(tf.shape(phi)[1], phi.dtype)
+    return tf.maximum(tf.reduce_sum(tf.cast(valid, phi.dtype), axis=-1, keepdims=True), 1)

@@ -9,7 +9,6 @@ from typing import Any, Self, Unpack
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from nonlocal_core.checks import check_arrays, check_params, check_positions
 from nonlocal_core.errors import fail_type
@@ -19,13 +18,14 @@ from nonlocal_core.parameters import initial_moments, param_shapes
 from nonlocal_core.planning import check_method
 from nonlocal_core.sets import Sets
 from nonlocal_core.spec import NonLocalSpec
-from nonlocal_torch.op import aggregate, pairwise_weights
+from nonlocal_torch.layers import Affine, followed, layout, project, project_back, shortened
+from nonlocal_torch.op import aggregate
+from nonlocal_torch.sets import cut, pool, set_numbers, uncut
+from nonlocal_torch.weights import pairwise_weights
 
 __all__ = ["NonLocalBlock"]
 
 _STATE_NAMES = {"norm.mean": "norm.running_mean", "norm.variance": "norm.running_var"}
-_POOLS = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
-_LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class NonLocalBlock(nn.Module):
@@ -37,7 +37,8 @@ class NonLocalBlock(nn.Module):
 
     Args:
         channels: C, the channels of the input and of the output.
-        method: how the operation is computed: "auto" or "pairwise" (the N x M matrix).
+        method: how the operation is computed: "auto", "pairwise" (the N x M matrix of weights), or the method
+            without it that serves the form: "streamed", "reassociated" or "sorted".
         device: the device of the parameters.
         dtype: the dtype of the parameters.
         **options: the other options of `nonlocal_core.NonLocalSpec`.
@@ -123,13 +124,11 @@ class NonLocalBlock(nn.Module):
             ValueError: if a shape does not fit the spec.
         """
         sets = self._check(x, key_mask, self.training)
-        flat = x.flatten(2).mT  # (B, N, C)
-        theta = _cut(self._queries(flat), sets).flatten(1, -2)
-        phi, g, valid = self._keys(x, sets, key_mask)
-        y = aggregate(theta, phi, g, self._form(), valid, self.method)
-        r = self._project(_uncut(y, sets), "out").mT  # (B, C, N)
-        z = self._normalize(r).reshape(x.shape).to(x.dtype)
-        return x + z if self.spec.residual else z.contiguous(memory_format=_layout(x))
+        layers, form = self._layers(x, sets)
+        theta, phi, g, valid = _embed(x, layers, sets, key_mask, self.spec.subsample_at)
+        y = aggregate(theta, phi, g, form, valid, self.method)
+        z = self._result(uncut(y, sets), x)
+        return x + z if self.spec.residual else z.contiguous(memory_format=layout(x))
 
     def attention(
         self, x: Tensor, positions: Sequence[int] | Tensor | None = None, key_mask: Tensor | None = None
@@ -150,18 +149,23 @@ class NonLocalBlock(nn.Module):
             ValueError: if a shape does not fit the spec or a position is out of range.
         """
         sets = self._check(x, key_mask, training=False)
-        flat = x.flatten(2).mT
-        queries, keys = _set_numbers(sets, x.device)
+        layers, form = self._layers(x, sets)
+        flat, (queries, keys) = _flat(x, layers), set_numbers(sets, x.device)
+        mask, valid = _masks(key_mask, sets)
+        if self.spec.subsample_at == "projection":
+            phi = pool(cut(project(flat, layers, ["phi"])[0], sets), sets, mask)
+        else:
+            (phi,) = project(pool(cut(flat, sets), sets, mask), layers, ["phi"])
+        same = (queries[:, None] == keys)[None]
         if positions is not None:
             indices = positions.tolist() if isinstance(positions, Tensor) else positions
             chosen = torch.as_tensor(check_positions(indices, flat.shape[1]), device=x.device)
-            flat, queries = flat[:, chosen], queries[chosen]
-        phi, _, mask = self._keys(x, sets, key_mask)
-        valid = (queries[:, None] == keys)[None]
-        if mask is not None:
-            valid = valid & _uncut(mask[..., None], sets).mT
-            phi = phi.masked_fill(~mask[..., None], 0)
-        return pairwise_weights(self._queries(flat), _uncut(phi, sets), self._form(), valid).to(x.dtype)
+            flat, same = flat[:, chosen], same[:, chosen]
+        if valid is not None:
+            same = same & uncut(valid[..., None], sets).mT
+            phi = phi.masked_fill(~valid[..., None], 0)
+        (theta,) = project(flat, layers, ["theta"])
+        return pairwise_weights(theta, uncut(phi, sets), form, same).to(x.dtype)
 
     @torch.no_grad()
     def export_params(self) -> dict[str, np.ndarray[Any, Any]]:
@@ -208,45 +212,41 @@ class NonLocalBlock(nn.Module):
         check_arrays(self.spec, shape, x, key_mask, training=training)
         return self.spec.sets(x.shape[2:])
 
-    def _form(self) -> Form:
-        """Return what says how scores become weights."""
-        concat = self.concat.items() if self.spec.pairwise == "concatenation" else ()
-        return form_of(self.spec, {f"concat.{kind}": parameter for kind, parameter in concat})
+    def _layers(self, x: Tensor, sets: Sets) -> tuple[dict[str, Affine], Form]:
+        """Return the layers among theta, phi and g, in the dtype of `x`, and the form of what they give."""
+        layers = {name: self._layer(name, x.dtype) for name in ("theta", "phi", "g") if name in self.spec.layers}
+        if self.spec.pairwise != "concatenation":
+            return layers, form_of(self.spec, {})
+        form = form_of(self.spec, {f"concat.{kind}": parameter for kind, parameter in self.concat.items()})
+        return shortened(x, layers, form, pooled=sets.window is not None and self.spec.subsample_at == "projection")
 
-    def _project(self, a: Tensor, name: str) -> Tensor:
-        """Return W a + b on the last axis, in the compute dtype."""
+    def _layer(self, name: str, dtype: torch.dtype) -> Affine:
         layer = self.get_submodule(name)
-        bias = None if layer.bias is None else layer.bias.to(a.dtype)
-        return functional.linear(a, layer.weight.to(a.dtype), bias)
+        return Affine(layer.weight.to(dtype), None if layer.bias is None else layer.bias.to(dtype))
 
-    def _queries(self, flat: Tensor) -> Tensor:
-        return self._project(flat, "theta") if self.spec.has_embedding else flat
+    def _result(self, y: Tensor, x: Tensor) -> Tensor:
+        """Return r = norm(W y + b) in the shape and the dtype of `x`."""
+        fixed = self._fixed_norm()
+        if fixed is not None:
+            layer = followed(self._layer("out", fixed[0].dtype), *fixed)
+            return project_back(y, layer.to(y.dtype), x).to(x.dtype)
+        r = project_back(y, self._layer("out", y.dtype), x)
+        if self.norm is not None:
+            r = self.norm(r.flatten(2).to(self.norm.weight.dtype)).reshape(x.shape)
+        return r.to(x.dtype)
 
-    def _keys(self, x: Tensor, sets: Sets, key_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return phi and g (B', M, C') and which keys are valid (B', M), for each set."""
-        mask = None
-        if key_mask is not None:
-            mask = _cut(key_mask.flatten(1)[..., None], sets)
-            x = x.masked_fill(~key_mask[:, None], 0)
-        valid = None if mask is None else _pool(mask.to(x.dtype), sets, None)[..., 0] > 0
-        flat = x.flatten(2).mT
-        if self.spec.subsample_at == "input":
-            pooled = _pool(_cut(flat, sets), sets, mask)
-            phi = self._project(pooled, "phi") if self.spec.has_embedding else pooled
-            return phi, self._project(pooled, "g"), valid
-        phi = self._project(flat, "phi") if self.spec.has_embedding else flat
-        return (
-            _pool(_cut(phi, sets), sets, mask),
-            _pool(_cut(self._project(flat, "g"), sets), sets, mask),
-            valid,
-        )
-
-    def _normalize(self, r: Tensor) -> Tensor:
-        if self.norm is None:
-            return r
-        if self.spec.norm == "affine":
-            return r * self.norm["weight"].to(r.dtype)[:, None] + self.norm["bias"].to(r.dtype)[:, None]
-        return self.norm(r.to(self.norm.weight.dtype))
+    def _fixed_norm(self) -> tuple[Tensor, Tensor] | None:
+        """Return factor and shift of a norm that takes no statistics and is nobody's but this block's, else None."""
+        norm = self.norm
+        if isinstance(norm, nn.ParameterDict):
+            return norm["weight"], norm["bias"]
+        if type(norm) is not nn.BatchNorm1d or norm.training or norm.running_var is None:
+            return None
+        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        if any(getattr(norm, name) for name in hooks):
+            return None
+        factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        return factor, norm.bias - norm.running_mean * factor
 
 
 def _parameters(
@@ -265,38 +265,29 @@ def _parameters(
     )
 
 
-def _cut(a: Tensor, sets: Sets) -> Tensor:
-    """Take `(B, N, C)` apart into sets, `(B', *inner, C)`."""
-    a = a.reshape(a.shape[0], *sets.grid, a.shape[-1])
-    return a.permute(sets.cut_axes).flatten(0, len(sets.outer))
+def _embed(
+    x: Tensor, layers: Mapping[str, Affine], sets: Sets, key_mask: Tensor | None, subsample_at: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return theta (B', N, C'), phi and g (B', M, C') and which keys are valid (B', M), for each set."""
+    flat, (mask, valid) = _flat(x, layers), _masks(key_mask, sets)
+    if sets.window is None or subsample_at == "projection":
+        theta, *keys = project(flat, layers, ["theta", "phi", "g"])
+        phi, g = (pool(cut(a, sets), sets, mask) for a in keys)
+    else:
+        (theta,) = project(flat, layers, ["theta"])
+        phi, g = project(pool(cut(flat, sets), sets, mask), layers, ["phi", "g"])
+    return cut(theta, sets).flatten(1, -2), phi, g, valid
 
 
-def _uncut(a: Tensor, sets: Sets) -> Tensor:
-    """Put the queries or the keys of all sets, `(B', N', C)`, back in row-major order, `(B, N, C)`."""
-    inner = sets.inner_sizes if a.shape[1] == sets.queries else sets.key_sizes
-    a = a.reshape(-1, *sets.outer_sizes, *inner, a.shape[-1])
-    return a.permute(sets.uncut_axes).flatten(1, -2)
+def _flat(x: Tensor, layers: Mapping[str, Affine]) -> Tensor:
+    """Return `x` as (B, N, C); where it is theta itself, with no gaps between the channels of a position."""
+    flat = x.flatten(2).mT
+    return flat if "theta" in layers else flat.contiguous()
 
 
-def _pool(a: Tensor, sets: Sets, mask: Tensor | None) -> Tensor:
-    """Return the largest valid value of each window of `(B', *inner, C)` as `(B', M, C)`, 0 where none is."""
-    if sets.window is None:
-        return a.flatten(1, -2)
-    if mask is not None:
-        a = a.masked_fill(~mask, -torch.inf)
-    a = _POOLS[len(sets.inner)](a.movedim(-1, 1), sets.window).flatten(2).mT
-    return a if mask is None else a.masked_fill(a == -torch.inf, 0)
-
-
-def _set_numbers(sets: Sets, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the number of the set of each query (N,) and of each key (M,), in row-major order."""
-    numbers = torch.arange(sets.count, device=device)[:, None, None]
-    return tuple(_uncut(numbers.expand(-1, size, 1), sets)[0, :, 0] for size in (sets.queries, sets.keys))
-
-
-def _layout(x: Tensor) -> torch.memory_format:
-    """Return the memory layout of `x`, for a result that should have the same."""
-    last = _LAYOUTS.get(x.dim())
-    if last and x.is_contiguous(memory_format=last) and not x.is_contiguous():
-        return last
-    return torch.contiguous_format
+def _masks(key_mask: Tensor | None, sets: Sets) -> tuple[Tensor | None, Tensor | None]:
+    """Return the mask as `pool` takes it (B', *inner, 1), and which keys are valid (B', M)."""
+    if key_mask is None:
+        return None, None
+    mask = cut(key_mask.flatten(1)[..., None], sets)
+    return mask, pool(mask.to(torch.float32), sets, None)[..., 0] > 0

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from nonlocal_core.checks import check_op
+from nonlocal_core.checks import check_op, dtype_name
+from nonlocal_core.errors import Size
 from nonlocal_core.form import Form
+from nonlocal_core.planning import Plan, keys_first, plan
+from nonlocal_torch.sorted import sorted_sums
+from nonlocal_torch.streamed import streamed
+from nonlocal_torch.weights import concat_halves, full_precision, is_recorded, pairwise_weights
 
 __all__ = ["nonlocal_op"]
 
@@ -29,8 +32,9 @@ def nonlocal_op(
 ) -> Tensor:
     """Compute the non-local operation, y_i = sum_j w_ij g_j (equation 1 of the paper).
 
-    Scores, weights and sums are at least float32, whatever the dtype of the operands. With method "auto" and
-    no gradient to record, the softmax forms use PyTorch's fused attention.
+    Scores, weights and sums are at least float32, whatever the dtype of the operands. Second derivatives are right by
+    every method; forward mode, and second derivatives inside `torch.func` or a compiled graph, need "pairwise" for the
+    softmax forms.
 
     Args:
         theta: queries `(B, N, C')`.
@@ -43,7 +47,8 @@ def nonlocal_op(
         concat_bias: b_f `()`; for the concatenation form, optional.
         normalize: "softmax" or "count" for a function, None for the named forms.
         key_mask: `(B, M)`, True where a key takes part. A query without any key gives 0.
-        method: "auto" or "pairwise".
+        method: "auto", "pairwise" (the N x M matrix of weights), or the method without it that serves the form:
+            "streamed", "reassociated" or "sorted".
 
     Returns:
         y `(B, N, D)` in the dtype of `theta`.
@@ -66,68 +71,60 @@ def aggregate(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Tenso
     """Compute the operation on checked arguments."""
     if key_mask is not None:
         phi, g = (a.masked_fill(~key_mask[..., None], 0) for a in (phi, g))
-    # The fused kernel of the CPU has no second derivative, and none has forward mode.
-    recorded = torch.is_grad_enabled() and any(a.requires_grad for a in (theta, phi, g))
-    if method == "auto" and form.softmax and form.named and not recorded:
-        return fused_attention(theta, phi, g, form.scale, key_mask)
-    valid = None if key_mask is None else key_mask[:, None, :]
-    weights = pairwise_weights(theta, phi, form, valid)
-    with _full_precision(theta.device.type):
-        return (weights @ g.to(weights.dtype)).to(theta.dtype)
-
-
-def fused_attention(theta: Tensor, phi: Tensor, g: Tensor, scale: float, key_mask: Tensor | None) -> Tensor:
-    """Compute the softmax forms without the matrix of weights."""
-    theta, phi, g = (a.to(theta.dtype) for a in (theta, phi, g))
-    # The kernels are fused for equal widths only: zero columns change neither scores nor sums.
-    width = max(theta.shape[-1], g.shape[-1])
-    query, key, value = (functional.pad(a, (0, width - a.shape[-1])).unsqueeze(1) for a in (theta, phi, g))
-    # The kernel takes its maximum before the scale, so a sign goes into the queries, exactly.
-    with _full_precision(theta.device.type):
-        y = functional.scaled_dot_product_attention(
-            query if scale > 0 else -query,
-            key,
-            value,
-            attn_mask=None if key_mask is None else key_mask[:, None, None, :],
-            scale=abs(scale),
-        )
-    y = y.squeeze(1)[..., : g.shape[-1]]
-    if key_mask is None:
-        return y
-    return y.masked_fill(~key_mask.any(dim=1)[:, None, None], 0)
-
-
-def pairwise_weights(theta: Tensor, phi: Tensor, form: Form, valid: Tensor | None) -> Tensor:
-    """Return the weights w_ij (B, N, M), at least in float32; `valid` is (B or 1, N or 1, M)."""
+    chosen = _plan(theta, phi, g, form, method)
     dtype = torch.promote_types(theta.dtype, torch.float32)
-    with _full_precision(theta.device.type):
-        theta, phi = theta.to(dtype), phi.to(dtype)
-        if not isinstance(form.pairwise, str):
-            scores = form.scale * form.pairwise(theta, phi)
-        elif form.pairwise == "concatenation":
-            half = theta.shape[-1]
-            weight = form.concat_weight.to(dtype)
-            a, b = functional.linear(theta, weight[None, :half]), functional.linear(phi, weight[None, half:])
-            a = a if form.concat_bias is None else a + form.concat_bias.to(dtype)
-            scores = form.scale * functional.relu(a + b.mT)
-        else:
-            scores = (form.scale * theta) @ phi.mT
-        if form.softmax:
-            return _softmax(scores, valid)
-        if valid is None:
-            return scores / phi.shape[1]
-        count = valid.sum(dim=-1, keepdim=True).clamp(min=1)
-        return scores.masked_fill(~valid, 0) / count
+    with full_precision(theta.device.type):
+        if chosen.method == "streamed":
+            return streamed(theta, phi, g, key_mask, form.scale, chosen.rows)
+        wide = theta.to(dtype), phi.to(dtype), g.to(dtype)
+        return _WIDE[chosen.method](*wide, form, key_mask).to(theta.dtype)
 
 
-def _full_precision(device: str) -> AbstractContextManager[object]:
-    """Return a context without autocast, for devices that have one."""
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+def _plan(theta: Tensor, phi: Tensor, g: Tensor, form: Form, method: str) -> Plan:
+    """Return how the operation is computed for these sizes."""
+    batch, queries, keys = _known(theta.shape[0], theta.shape[1], phi.shape[1])
+    return plan(
+        method,
+        form.pairwise,
+        backend="torch",
+        device="cpu" if theta.device.type == "cpu" else "gpu",
+        dtype=dtype_name(theta),
+        batch=batch,
+        queries=queries,
+        keys=keys,
+        inner=max(theta.shape[-1], g.shape[-1]),
+        gradients=is_recorded(theta, phi, g),
+    )
 
 
-def _softmax(scores: Tensor, valid: Tensor | None) -> Tensor:
-    if valid is None:
-        return scores.softmax(dim=-1)
-    # A row without any key would be NaN: it is computed with every key, then set to 0.
-    empty = ~valid.any(dim=-1, keepdim=True)
-    return scores.masked_fill(~(valid | empty), -torch.inf).softmax(dim=-1).masked_fill(~valid, 0)
+def _known(*sizes: int) -> tuple[Size, ...]:
+    """Return sizes with None for what is symbolic, and for all in an export, where a comparison would bind them."""
+    exported = torch.compiler.is_exporting()
+    return tuple(size if isinstance(size, int) and not exported else None for size in sizes)
+
+
+def _pairwise(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Tensor | None) -> Tensor:
+    return pairwise_weights(theta, phi, form, None if key_mask is None else key_mask[:, None, :]) @ g
+
+
+def _reassociated(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Tensor | None) -> Tensor:
+    """Return theta (phi^T g) / M, by the cheaper order of the two products."""
+    count, theta = _count(phi, key_mask), form.scale * theta
+    if keys_first(*_known(theta.shape[1], phi.shape[1]), phi.shape[2], g.shape[2]):
+        return theta @ (phi.mT @ g) / count
+    return (theta @ phi.mT) @ g / count
+
+
+def _sorted(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Tensor | None) -> Tensor:
+    """Return the sums of the concatenation form over the sorted keys."""
+    a, b = concat_halves(theta, phi, form)
+    return sorted_sums(a, b, g, key_mask) * (form.scale / _count(phi, key_mask))
+
+
+def _count(phi: Tensor, key_mask: Tensor | None) -> Tensor | int:
+    """Return the number of valid keys, at least 1."""
+    return phi.shape[1] if key_mask is None else key_mask.sum(dim=1).clamp(min=1)[:, None, None]
+
+
+_WIDE = {"pairwise": _pairwise, "reassociated": _reassociated, "sorted": _sorted}
+"""The methods that take operands of at least float32."""

@@ -574,7 +574,7 @@ def test_weights_of_the_core_give_the_output_of_the_core():
     ("options", "error", "words"),
     [
         ({"subsampel": 2}, TypeError, "unexpected keyword argument 'subsampel'"),
-        ({"method": "sorted"}, ValueError, "`method` must be one of 'auto', 'pairwise'. Got 'sorted'"),
+        ({"method": "sorted"}, ValueError, "`method` must be 'auto', 'pairwise' or 'streamed' for the form"),
         ({"pairwise": "cosine"}, ValueError, "`pairwise` must be one of"),
         ({"channels": 0}, ValueError, "`channels` must be a positive int. Got 0"),
     ],

@@ -534,7 +534,11 @@ def test_positions_may_be_a_tensor_and_the_block_unbuilt():
         ({"subsampel": 2}, TypeError, "unexpected keyword argument 'subsampel'"),
         ({"channels": None, "subsampel": 2}, TypeError, "unexpected keyword argument 'subsampel'"),
         ({"channels": None, "scale": 0}, ValueError, "`scale` must be"),
-        ({"method": "sorted"}, ValueError, "`method` must be one of 'auto', 'pairwise'. Got 'sorted'"),
+        (
+            {"method": "sorted"},
+            ValueError,
+            "`method` must be 'auto', 'pairwise' or 'streamed' for the form .*Got 'sorted'",
+        ),
         ({"data_format": "NCHW"}, ValueError, "`data_format` must be one of 'channels_last', 'channels_first'"),
         ({"pairwise": "cosine"}, ValueError, "`pairwise` must be one of"),
         ({"channels": 0}, ValueError, "`channels` must be a positive int. Got 0"),

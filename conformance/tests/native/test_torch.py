@@ -145,7 +145,8 @@ def test_synchronised_batch_norm_takes_the_place_of_batch_norm():
     converted = torch.nn.SyncBatchNorm.convert_sync_batchnorm(random_block(norm="batch"))
     assert isinstance(converted.norm, torch.nn.SyncBatchNorm)
     x = random_input(2, 6, 5, 7)
-    assert torch.equal(converted.eval()(x), random_block(norm="batch").eval()(x))
+    # Its own norm is folded into the layer before it, which rounds otherwise.
+    torch.testing.assert_close(converted.eval()(x), random_block(norm="batch").eval()(x), rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("options", [{"norm": "batch"}, {"norm": "affine"}, {"pairwise": "gaussian"}])
@@ -209,6 +210,7 @@ def test_gradients_per_sample_are_those_of_each_sample_alone():
             torch.testing.assert_close(each[name][sample], parameter.grad)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # PyTorch's own instance
 @pytest.mark.parametrize("pairwise", FORMS)
 def test_one_dynamic_graph_serves_training_at_several_sizes(pairwise):
     torch.compiler.reset()
@@ -270,7 +272,7 @@ def test_positions_may_be_a_tensor():
     ("options", "error", "words"),
     [
         ({"subsampel": 2}, TypeError, "unexpected keyword argument 'subsampel'"),
-        ({"method": "sorted"}, ValueError, "`method` must be one of 'auto', 'pairwise'. Got 'sorted'"),
+        ({"method": "sorted"}, ValueError, "`method` must be 'auto', 'pairwise' or 'streamed' for the form"),
         ({"pairwise": "cosine"}, ValueError, "`pairwise` must be one of"),
         ({"channels": 0}, ValueError, "`channels` must be a positive int. Got 0"),
     ],

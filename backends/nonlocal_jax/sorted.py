@@ -1,0 +1,84 @@
+"""The concatenation form in the order of its keys, without the matrix of weights.
+
+The score is ReLU(a_i + b_j), and a key counts for a query only if b_j > -a_i. With the keys in descending order of b,
+those that count are the first k_i, so sum_j s_ij g_j = a_i G[k_i] + H[k_i] with the prefix sums G of g_j and H of
+b_j g_j. The derivatives are those of a gather, a product and a sum: of every order, in either mode.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from nonlocal_core.form import Form
+from nonlocal_jax.methods import halves, product
+
+__all__ = ["running_sums", "sorted_", "triangular_sums"]
+
+BLOCK = 128
+"""The largest number of keys in a block: a prefix sum takes that many steps, in all blocks at once."""
+
+
+def sorted_(theta: Array, phi: Array, g: Array, form: Form, valid: Array | None) -> Array:
+    """Return y (B, N, D) from prefix sums over the sorted keys."""
+    dtype = jnp.result_type(theta, phi, jnp.float32)
+    if not isinstance(phi.shape[1], int):
+        # A gather needs at least one key, which a symbolic number of them does not promise: one that is not valid.
+        valid = jnp.ones(phi.shape[:2], bool) if valid is None else valid
+        phi, g, valid = (jnp.pad(array, ((0, 0), (0, 1), (0, 0))[: array.ndim]) for array in (phi, g, valid))
+    a, b = halves(theta, phi, form, dtype)
+    rising = -b if valid is None else jnp.where(valid, -b, jnp.inf)
+    places = lax.broadcasted_iota(jnp.int32, b.shape, 1)
+    rising, order = lax.sort((lax.stop_gradient(rising), places), dimension=1, num_keys=1, is_stable=False)
+
+    # Moved by the median of the valid b the scores stay as they are, and large opposite offsets cancel here.
+    count = jnp.sum(jnp.ones(b.shape, bool) if valid is None else valid, axis=1, keepdims=True, dtype=jnp.int32)
+    middle = jnp.where(count > 0, jnp.take_along_axis(rising, count // 2, axis=1, mode="promise_in_bounds"), 0)
+    a, b, rising = a - middle, b + middle, rising - middle
+    active = _counts(rising, lax.stop_gradient(a))
+
+    keys = b.shape[1]
+    blocks = keys // BLOCK + 1
+    steps = keys // blocks + 1 if isinstance(keys, int) else BLOCK  # with room for the sum of all keys
+    order = jnp.pad(order, ((0, 0), (0, blocks * steps - keys)))
+    order = jnp.moveaxis(order.reshape(-1, blocks, steps), 2, 0)
+    samples = jnp.arange(b.shape[0], dtype=jnp.int32)[:, None]
+    b, g = (array.at[samples, order].get(mode="promise_in_bounds") for array in (b[..., None], g))
+    g = g.astype(dtype)
+    plain, weighted = (
+        _prefix_sums(values).at[active % steps, samples, active // steps].get(mode="promise_in_bounds")
+        for values in (g, b * g)
+    )
+    return form.scale * (a[..., None] * plain + weighted) / jnp.maximum(count, 1)[..., None].astype(dtype)
+
+
+def _counts(rising: Array, a: Array) -> Array:
+    """Return how many of the sorted numbers (B, M) lie below each a, (B, N), by bisection."""
+    size = rising.shape[1]
+    bits = size.bit_length() if isinstance(size, int) else 31  # `searchsorted` needs a known size
+
+    def add_bit(step: Array, count: Array) -> Array:
+        more = count + lax.shift_left(jnp.int32(1), jnp.int32(bits - 1) - step)
+        last = jnp.take_along_axis(rising, jnp.minimum(more, size) - 1, axis=1, mode="promise_in_bounds")
+        return jnp.where((more <= size) & (last < a), more, count)
+
+    return lax.fori_loop(jnp.int32(0), bits, add_bit, jnp.zeros(a.shape, jnp.int32))
+
+
+def _prefix_sums(values: Array) -> Array:
+    """Return for each place of `(steps, B, blocks, D)` the sum of what comes before it, in this block or another."""
+    inside, totals = lax.platform_dependent(values, cpu=running_sums, default=triangular_sums)
+    return inside + (jnp.cumsum(totals, axis=1) - totals)
+
+
+def running_sums(values: Array) -> tuple[Array, Array]:
+    """Return for each step the sum of those before it, and the sum of all."""
+    totals, inside = lax.scan(lambda sums, step: (sums + step, sums), jnp.zeros_like(values[0]), values)
+    return inside, totals
+
+
+def triangular_sums(values: Array) -> tuple[Array, Array]:
+    """Return the same by one product: an accelerator takes longer to start a step than to make it."""
+    earlier = jnp.tri(values.shape[0], k=-1, dtype=values.dtype)
+    inside = product("ij,j...->i...", earlier, values, values.dtype)
+    return inside, inside[-1] + values[-1]

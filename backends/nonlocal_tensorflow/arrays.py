@@ -1,0 +1,24 @@
+"""What every part of the adapter asks of a tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+__all__ = ["masked", "sizes", "wide"]
+
+
+def sizes(a: tf.Tensor) -> list[Any]:
+    """Return the shape of `a`: ints, and scalar tensors for sizes that are unknown while it is traced."""
+    return [tf.shape(a)[axis] if size is None else size for axis, size in enumerate(a.shape)]
+
+
+def wide(dtype: tf.DType) -> tf.DType:
+    """Return float64 for itself, and float32 for all others."""
+    return tf.float64 if dtype == tf.float64 else tf.float32
+
+
+def masked(a: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """Return `a` (..., C) where the mask (...) is true, 0 elsewhere."""
+    return tf.where(mask[..., None], a, tf.constant(0, a.dtype))

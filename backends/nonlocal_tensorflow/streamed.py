@@ -1,0 +1,92 @@
+"""The softmax forms in blocks of queries: memory that is linear in their number, in derivatives of every order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from nonlocal_core.form import Form
+from nonlocal_tensorflow.arrays import masked, sizes
+
+__all__ = ["streamed"]
+
+Tensors = Sequence[tf.Tensor]
+Function = Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]
+
+
+def streamed(
+    theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, form: Form, key_mask: tf.Tensor | None, rows: int
+) -> tf.Tensor:
+    """Return y (B, N, D) from `rows` queries at a time; invalid keys and values are 0."""
+    some = bias = None
+    if key_mask is not None:
+        # Without any key all of them take part, as zeros, or a row would be NaN.
+        some = tf.reduce_any(key_mask, axis=1, keepdims=True)
+        bias = tf.where(key_mask | ~some, tf.constant(0, g.dtype), tf.constant(float("-inf"), g.dtype))[:, None]
+
+    def attend(queries: Tensors, keys: Tensors) -> tuple[Tensors, Tensors]:
+        scores = tf.matmul(queries[0], keys[0], transpose_b=True)
+        return (tf.nn.softmax(scores if bias is None else scores + bias) @ keys[1],), ()
+
+    (y,) = _blockwise(attend, rows, (form.scale * theta,), (phi, g), results=1, sums=())
+    return y if some is None else masked(y, some)
+
+
+def _blockwise(function: Function, rows: int, queries: Tensors, keys: Tensors, results: int, sums: Tensors) -> Tensors:
+    """Apply a function to blocks of queries; its results follow each other, and its sums add up to `sums`.
+
+    The gradient is a function of the same kind, which computes each block anew: so is that of the gradient.
+    """
+    first = len(queries)
+
+    @tf.custom_gradient
+    def run(*arguments: tf.Tensor) -> tuple[Tensors, Callable[..., Tensors]]:
+        queries, keys = arguments[:first], arguments[first:]
+
+        def pulled(block: Tensors, keys_and_sums: Tensors) -> tuple[Tensors, Tensors]:
+            primal = tuple(block[:first]), tuple(keys_and_sums[: len(keys)])
+            with tf.GradientTape() as tape:
+                tape.watch(primal)
+                values = function(*primal)
+            cotangents = tuple(block[first:]), tuple(keys_and_sums[len(keys) :])
+            return tape.gradient(values, primal, cotangents, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+        def gradient(*cotangents: tf.Tensor) -> Tensors:
+            zeros = tuple(map(tf.zeros_like, keys))
+            blocks, totals = (*queries, *cotangents[:results]), (*keys, *cotangents[results:])
+            return _blockwise(pulled, rows, blocks, totals, first, zeros)
+
+        # Tapes that are open would record the loop, with what each block holds, beside the gradient that it has.
+        values = _loop(function, rows, *(tuple(map(tf.stop_gradient, a)) for a in (queries, keys)), results, sums)
+        return values, gradient
+
+    return run(*queries, *keys)
+
+
+def _loop(function: Function, rows: int, queries: Tensors, keys: Tensors, results: int, sums: Tensors) -> Tensors:
+    """Return the results and the sums of `_blockwise`."""
+    batch, length, _ = sizes(queries[0])
+    count = -(-length // rows)
+    count = max(1, count) if isinstance(count, int) else tf.maximum(1, count)
+    rows = -(-length // count)  # blocks of equal length need the least padding
+    padded = [tf.pad(a, [[0, 0], [0, count * rows - length], [0, 0]]) for a in queries]
+
+    def step(number: tf.Tensor, arrays: Any, totals: Any) -> tuple[tf.Tensor, Any, Any]:
+        block = [tf.slice(a, [0, number * rows, 0], [batch, rows, sizes(a)[2]]) for a in padded]
+        values, parts = function(block, keys)
+        written = tuple(array.write(number, value) for array, value in zip(arrays, values, strict=True))
+        return number + 1, written, tuple(total + part for total, part in zip(totals, parts, strict=True))
+
+    arrays = tuple(tf.TensorArray(queries[0].dtype, count) for _ in range(results))
+    _, arrays, sums = tf.while_loop(
+        lambda number, *_: number < count, step, (0, arrays, tuple(sums)), parallel_iterations=1
+    )
+    return (*(_joined(array, batch, count * rows)[:, :length] for array in arrays), *sums)
+
+
+def _joined(array: tf.TensorArray, batch: Any, length: Any) -> tf.Tensor:
+    """Return blocks of queries as one tensor, (B, N, C)."""
+    blocks = tf.transpose(array.stack(), [1, 0, 2, 3])
+    return tf.reshape(blocks, [batch, length, sizes(blocks)[3]])

@@ -1,0 +1,154 @@
+"""The softmax forms without the matrix of weights: fused attention, or blocks of queries."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from nonlocal_torch.weights import is_recorded, is_transformed, softmax
+
+__all__ = ["streamed"]
+
+SECOND_ROWS = 128
+"""How many queries a block holds in a derivative of the fused attention's gradient."""
+
+
+def streamed(theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale: float, rows: int | None) -> Tensor:
+    """Return y (B, N, D) in the dtype of theta.
+
+    Args:
+        theta: queries `(B, N, C')`.
+        phi: keys `(B, M, C')`, 0 where `valid` is False.
+        g: values `(B, M, D)`, likewise.
+        valid: `(B, M)`, or None.
+        scale: the factor on the scores.
+        rows: how many queries a block holds; None: PyTorch's fused attention.
+    """
+    phi, g = phi.to(theta.dtype), g.to(theta.dtype)
+    if is_transformed():
+        # The fused kernels have no rule for vmap and no second derivative, and a function is differentiated as one.
+        return _attend(theta, phi, g, valid, scale, theta.shape[1] if rows is None else rows)
+    if torch.compiler.is_compiling():
+        return fused_attention(theta, phi, g, valid, scale)
+    if phi.shape[1] == 1:
+        rows = theta.shape[1]  # of one key the weight is 1: formulas give gradients of exactly 0, the kernel nearly 0
+    if is_recorded(theta, phi, g):
+        y: Tensor = _Streamed.apply(theta, phi, g, valid, scale, rows)
+        return y
+    return _attend(theta, phi, g, valid, scale, rows)
+
+
+def fused_attention(theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale: float) -> Tensor:
+    """Compute the softmax forms by the framework's fused attention."""
+    width = max(theta.shape[-1], g.shape[-1])
+    query, key, value = (_head(a, width) for a in (theta, phi, g))
+    # The kernel takes its maximum before the scale, so a sign goes into the queries, exactly.
+    y = functional.scaled_dot_product_attention(
+        query if scale > 0 else -query,
+        key,
+        value,
+        attn_mask=None if valid is None else valid[:, None, None, :],
+        scale=abs(scale),
+    )
+    y = y.squeeze(1)[..., : g.shape[-1]]
+    return y if valid is None else y.masked_fill(~valid.any(dim=1)[:, None, None], 0)
+
+
+def _head(a: Tensor, width: int) -> Tensor:
+    """Return (B, 1, N, width): the kernels want equal widths and rows without gaps; columns of 0 add nothing."""
+    if a.shape[-1] < width:
+        a = functional.pad(a, (0, width - a.shape[-1]))
+    return (a if a.stride(-1) == 1 else a.contiguous()).unsqueeze(1)
+
+
+def _attend(theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale: float, rows: int | None) -> Tensor:
+    if rows is None:
+        return fused_attention(theta, phi, g, valid, scale)
+    wide, values = _widened(phi), _widened(g)
+    blocks = [_weights(part, wide, valid, scale) @ values for part in theta.split(rows, dim=1)]
+    return torch.cat(blocks, dim=1).to(theta.dtype)
+
+
+class _Streamed(torch.autograd.Function):
+    """The operation with a gradient that needs no matrix of weights and can be differentiated again.
+
+    The fused kernels' gradient cannot: it serves where no derivative of it is asked for, from the graph that the
+    forward pass made, or from one made anew where that is used up. Else formulas give it, a block of queries at a time.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale: float, rows: int | None
+    ) -> Tensor:
+        ctx.save_for_backward(theta, phi, g, valid)
+        ctx.scale, ctx.rows, ctx.graph = scale, rows, None
+        if rows is not None:
+            return _attend(theta, phi, g, valid, scale, rows)
+        y, ctx.graph = _fused_graph(theta, phi, g, valid, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        arguments, needed = (*ctx.saved_tensors, ctx.scale), ctx.needs_input_grad[:3]
+        graph, ctx.graph = ctx.graph, None
+        gradients: Iterator[Tensor]
+        if ctx.rows is not None or torch.is_grad_enabled():
+            every = _gradients(*arguments, dy, SECOND_ROWS if ctx.rows is None else ctx.rows)
+            gradients = itertools.compress(every, needed)
+        else:
+            y, inputs = _fused_graph(*arguments)[1] if graph is None else graph
+            gradients = iter(torch.autograd.grad(y, inputs, dy))
+        return (*(next(gradients) if need else None for need in needed), None, None, None)
+
+
+def _fused_graph(
+    theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale: float
+) -> tuple[Tensor, tuple[GradientEdge, list[GradientEdge]]]:
+    """Return y, and the ends of the graph from the tensors that require a gradient to it."""
+    with torch.enable_grad():
+        # Views have edges of their own, even of one tensor, and an edge keeps no tensor alive.
+        inputs = [a.view_as(a) for a in (theta, phi, g)]
+        y = fused_attention(*inputs, valid, scale)
+        return y.detach(), (get_gradient_edge(y), [get_gradient_edge(a) for a in inputs if a.requires_grad])
+
+
+def _gradients(
+    theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale: float, dy: Tensor, rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of theta, phi and g, a block of queries at a time."""
+    wide, values = _widened(phi), _widened(g)
+    dtheta, dphi, dg = [], torch.zeros_like(wide), torch.zeros_like(values)
+    for queries, part in zip(theta.split(rows, dim=1), dy.split(rows, dim=1), strict=True):
+        arguments = queries, wide, values, valid, scale, part
+        if torch.is_grad_enabled():  # for a derivative of the gradient, which makes each block anew as well
+            block = checkpoint(_block_gradients, *arguments, use_reentrant=False, preserve_rng_state=False)
+        else:
+            block = _block_gradients(*arguments)
+        dtheta.append(block[0])
+        dphi, dg = dphi + block[1], dg + block[2]
+    return torch.cat(dtheta, dim=1).to(theta.dtype), dphi.to(phi.dtype), dg.to(g.dtype)
+
+
+def _block_gradients(
+    theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale: float, dy: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    weights, dy = _weights(theta, phi, valid, scale), _widened(dy)
+    dweights = weights * (dy @ g.mT)
+    dscores = dweights - weights * dweights.sum(dim=-1, keepdim=True)
+    return scale * (dscores @ phi), dscores.mT @ (scale * _widened(theta)), weights.mT @ dy
+
+
+def _weights(theta: Tensor, phi: Tensor, valid: Tensor | None, scale: float) -> Tensor:
+    """Return the weights of a block of queries; phi is wide."""
+    return softmax((scale * _widened(theta)) @ phi.mT, None if valid is None else valid[:, None, :])
+
+
+def _widened(a: Tensor) -> Tensor:
+    return a.to(torch.promote_types(a.dtype, torch.float32))

@@ -1,0 +1,188 @@
+"""The methods without the matrix under TensorFlow: every mode of execution, second derivatives, memory."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import nonlocal_core as nlc
+from nonlocal_conformance.memory import peak_resident
+from nonlocal_core.form import Form
+from nonlocal_tensorflow import NonLocalBlock, nonlocal_op
+from nonlocal_tensorflow.streamed import streamed
+
+EXACT = [("embedded_gaussian", "streamed"), ("dot_product", "reassociated"), ("concatenation", "sorted")]
+MODES = {"eager": lambda call: call, "graph": tf.function, "xla": tf.function(jit_compile=True)}
+SOFTMAX = Form("embedded_gaussian", softmax=True, scale=-0.7)
+
+
+def arrays_of(pairwise, queries=11, keys=7, inner=5, width=3, batch=2, dtype="float64"):
+    """Return the arrays of an operation with sizes that all differ."""
+    rng = np.random.default_rng(0)
+    shapes = {"theta": (batch, queries, inner), "phi": (batch, keys, inner), "g": (batch, keys, width)}
+    if pairwise == "concatenation":
+        shapes |= {"concat_weight": (2 * inner,), "concat_bias": ()}
+    return {name: tf.constant(rng.normal(size=shape), dtype) for name, shape in shapes.items()}
+
+
+def half_masked(batch, keys):
+    """Return a mask of most keys of each sample but the last, which has none."""
+    return np.random.default_rng(1).random((batch, keys)) < np.append(np.full(batch - 1, 0.7), 0)[:, None]
+
+
+def product_of(call, arrays):
+    """Return the gradients of <gradients, v>, reverse over reverse, and the gradients."""
+    rng = np.random.default_rng(2)
+    directions = {name: tf.constant(rng.normal(size=a.shape), a.dtype) for name, a in arrays.items()}
+
+    def product(arrays):
+        with tf.GradientTape() as outer:
+            outer.watch(arrays)
+            with tf.GradientTape() as inner:
+                inner.watch(arrays)
+                loss = tf.reduce_sum(tf.sin(call(**arrays)))
+            gradients = inner.gradient(loss, arrays)
+            along = tf.add_n([tf.reduce_sum(d * directions[name]) for name, d in gradients.items()])
+        return gradients, outer.gradient(along, arrays, unconnected_gradients="zero")
+
+    return product
+
+
+def assert_near(actual, expected, tolerance=1e-11):
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=tolerance, atol=tolerance)
+
+
+def assert_all_near(actual, expected, tolerance=1e-11):
+    tf.nest.map_structure(lambda one, other: assert_near(one, other, tolerance), actual, expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("masked", [False, True], ids=["no mask", "mask"])
+@pytest.mark.parametrize(("pairwise", "method"), EXACT)
+def test_both_derivatives_are_those_of_the_matrix(pairwise, method, masked, mode):
+    arrays = arrays_of(pairwise)
+    options = {"pairwise": pairwise, "scale": -0.7, "key_mask": half_masked(2, 7) if masked else None}
+    expected, actual = (
+        product_of(lambda _method=name, **arrays: nonlocal_op(**arrays, **options, method=_method), arrays)
+        for name in ("pairwise", method)
+    )
+    assert_all_near(MODES[mode](actual)(arrays), expected(arrays))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("masked", [False, True], ids=["no mask", "mask"])
+@pytest.mark.parametrize("rows", [1, 4, 11, 12])
+def test_blocks_of_any_length_give_what_the_matrix_gives(rows, masked, mode):
+    arrays, mask = arrays_of("embedded_gaussian"), half_masked(2, 7) if masked else None
+    # What the operation does before: keys and values are 0 where the mask is not set.
+    kept = 1.0 if mask is None else tf.constant(mask[..., None], tf.float64)
+    actual = product_of(lambda theta, phi, g: streamed(theta, kept * phi, kept * g, SOFTMAX, mask, rows), arrays)
+    expected = product_of(
+        lambda theta, phi, g: nonlocal_op(theta, phi, g, scale=-0.7, key_mask=mask, method="pairwise"), arrays
+    )
+    assert_all_near(MODES[mode](actual)(arrays), expected(arrays))
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize(("pairwise", "method"), EXACT)
+def test_one_trace_with_unknown_sizes_serves_them_all(pairwise, method, jit):
+    options, traces = {"pairwise": pairwise, "method": method}, []
+
+    def call(**arrays):
+        traces.append(1)
+        with tf.GradientTape() as tape:
+            tape.watch(arrays)
+            y = nonlocal_op(**arrays, **options)
+        return y, tape.gradient(y, arrays)
+
+    unknown = {
+        name: tf.TensorSpec([None] * a.shape.rank if a.shape.rank == 3 else a.shape, a.dtype, name=name)
+        for name, a in arrays_of(pairwise).items()
+    }
+    traced = tf.function(call, jit_compile=jit).get_concrete_function(**unknown)
+    traces.clear()
+    for sizes in [(11, 7, 5, 3, 2), (300, 150, 5, 4, 1), (1, 1, 5, 1, 3)]:
+        arrays = arrays_of(pairwise, *sizes)
+        numbers = {name: a.numpy() for name, a in arrays.items()}
+        y, gradients = traced(**arrays)
+        assert_near(y, nlc.nonlocal_op(**numbers, pairwise=pairwise))
+        expected = nlc.nonlocal_op_vjp(**numbers, dy=np.ones(y.shape), pairwise=pairwise)
+        assert_all_near(gradients, {name: expected[name] for name in gradients}, 1e-10)
+    assert not traces
+
+
+@pytest.mark.parametrize(("pairwise", "method"), EXACT)
+def test_an_exported_block_serves_other_sizes(pairwise, method, tmp_path):
+    x = keras.Input((None, None, 6))
+    block = NonLocalBlock(pairwise=pairwise, method=method, norm="batch", zero_init=False)
+    model = keras.Model(x, block(x))
+    model.export(tmp_path / "model", verbose=False)
+    loaded = tf.saved_model.load(tmp_path / "model")
+    for shape in [(2, 5, 7, 6), (1, 13, 11, 6)]:
+        x = tf.random.stateless_normal(shape, (0, 1))
+        assert_near(loaded.serve(x), model(x), 1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize(("pairwise", "method"), EXACT)
+def test_no_derivative_needs_the_memory_of_the_matrix(pairwise, method, order, mode):
+    positions = 6144
+    arrays = arrays_of(pairwise, positions, positions - 1, 4, 4, 1, "float32")
+    product = product_of(lambda **arrays: nonlocal_op(**arrays, pairwise=pairwise, method=method), arrays)
+    call = MODES[mode](product if order == 2 else lambda arrays: product(arrays)[0])
+    call(arrays)
+    _, peak = peak_resident(lambda: call(arrays))
+    if peak is None:
+        pytest.skip("this system does not tell the peak memory of a call")
+    assert peak < 4 * positions**2 / 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("pairwise", "method"), EXACT)
+def test_what_is_not_finite_in_one_query_stays_there(pairwise, method, mode, value):
+    arrays = arrays_of(pairwise)
+    call = MODES[mode](lambda **arrays: nonlocal_op(**arrays, pairwise=pairwise, method=method))
+    clean, hole = call(**arrays).numpy(), arrays["theta"].numpy()
+    hole[0, 4] = value
+    y = call(**{**arrays, "theta": tf.constant(hole)}).numpy()
+    assert not np.isfinite(y[0, 4]).any()
+    others = np.ones(y.shape[:2], bool)
+    others[0, 4] = False
+    assert_near(y[others], clean[others])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("method", ["pairwise", "sorted"])
+def test_a_key_that_is_no_number_reaches_every_query_of_its_sample(method, mode):
+    arrays = arrays_of("concatenation")
+    hole = arrays["phi"].numpy()
+    hole[0, 4] = np.nan
+    call = MODES[mode](lambda **arrays: nonlocal_op(**arrays, pairwise="concatenation", method=method))
+    y = call(**{**arrays, "phi": tf.constant(hole)}).numpy()
+    assert np.isnan(y[0]).all()
+    assert np.isfinite(y[1]).all()
+
+
+@pytest.mark.parametrize("norm", ["batch", "affine"])
+@pytest.mark.parametrize(
+    ("policy", "unit"), [("float32", 2.0**-24), ("mixed_float16", 2.0**-11), ("mixed_bfloat16", 2.0**-8)]
+)
+def test_in_evaluation_the_norm_is_part_of_the_last_product(norm, policy, unit):
+    block = NonLocalBlock(6, norm=norm, dtype=policy, residual=False)
+    rng = np.random.default_rng(0)
+    params = {name: rng.uniform(0.5, 1.5, a.shape) for name, a in block.export_params().items()}
+    block.import_params(params)
+    x = rng.normal(size=(2, 5, 7, 6)).astype("float32")
+    traced = tf.function(lambda x: block(x, training=False)).get_concrete_function(x)
+    assert not [node.name for node in traced.graph.as_graph_def().node if "norm/" in node.name and node.op == "Mul"]
+    expected = nlc.nonlocal_block(x.astype("float64"), params, block.spec)
+    assert np.abs(tf.cast(traced(x), "float64") - expected).max() < 16 * unit * np.abs(expected).max()
+
+
+def test_attention_projects_the_asked_rows_and_no_values():
+    block = NonLocalBlock(6, inner_channels=4)
+    traced = tf.function(lambda x: block.attention(x, [3, 1])).get_concrete_function(tf.TensorSpec([2, 5, 7, 6]))
+    products = [op for op in traced.graph.get_operations() if op.type == "MatMul"]
+    assert sorted(op.outputs[0].shape.as_list() for op in products) == [[4, 4], [70, 4]]
