@@ -6,7 +6,12 @@ from typing import Any
 
 import tensorflow as tf
 
-__all__ = ["masked", "sizes", "wide"]
+__all__ = ["device", "masked", "sizes", "wide"]
+
+
+def device() -> str:
+    """Return the kind of device that TensorFlow computes on by default: a tensor in a trace has none yet."""
+    return "gpu" if tf.config.list_physical_devices("GPU") else "cpu"
 
 
 def sizes(a: tf.Tensor) -> list[Any]:

@@ -9,7 +9,7 @@ import tensorflow as tf
 from nonlocal_core.checks import check_op
 from nonlocal_core.form import Form
 from nonlocal_core.planning import Plan, keys_first, plan
-from nonlocal_tensorflow.arrays import masked, wide
+from nonlocal_tensorflow.arrays import device, masked, wide
 from nonlocal_tensorflow.sorted import sorted_sums
 from nonlocal_tensorflow.streamed import streamed
 from nonlocal_tensorflow.weights import pairwise_weights
@@ -99,7 +99,7 @@ def _plan(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, form: Form, method: st
         method,
         form.pairwise,
         backend="tensorflow",
-        device="gpu" if tf.config.list_physical_devices("GPU") else "cpu",
+        device=device(),
         dtype=theta.dtype.name,
         batch=batch,
         queries=queries,

@@ -24,6 +24,8 @@ def flat(a: tf.Tensor) -> tf.Tensor:
 
 def cut(a: tf.Tensor, sets: Sets) -> tf.Tensor:
     """Take `(B, S1..Sk, C)` apart into sets, `(B', *inner, C)`."""
+    if not sets.outer:
+        return a
     # The batch is named, or frames that groups do not divide would flow into the next sample.
     a = tf.transpose(tf.reshape(a, [sizes(a)[0], *sets.grid, a.shape[-1]]), sets.cut_axes)
     return tf.reshape(a, [-1, *sets.inner_sizes, a.shape[-1]])
@@ -31,6 +33,8 @@ def cut(a: tf.Tensor, sets: Sets) -> tf.Tensor:
 
 def uncut(a: tf.Tensor, sets: Sets, inner_sizes: Sequence[Any]) -> tf.Tensor:
     """Put the queries or the keys of all sets, `(B', N', C)`, back in row-major order, `(B, N, C)`."""
+    if not sets.outer:
+        return a
     a = tf.reshape(a, [-1, *sets.outer_sizes, *inner_sizes, a.shape[-1]])
     return flat(tf.transpose(a, sets.uncut_axes))
 

@@ -156,11 +156,11 @@ class NonLocalBlock(nn.Module):
             phi = pool(cut(project(flat, layers, ["phi"])[0], sets), sets, mask)
         else:
             (phi,) = project(pool(cut(flat, sets), sets, mask), layers, ["phi"])
-        same = (queries[:, None] == keys)[None]
         if positions is not None:
             indices = positions.tolist() if isinstance(positions, Tensor) else positions
             chosen = torch.as_tensor(check_positions(indices, flat.shape[1]), device=x.device)
-            flat, same = flat[:, chosen], same[:, chosen]
+            flat, queries = flat[:, chosen], queries[chosen]
+        same = (queries[:, None] == keys)[None]
         if valid is not None:
             same = same & uncut(valid[..., None], sets).mT
             phi = phi.masked_fill(~valid[..., None], 0)

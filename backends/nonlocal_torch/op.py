@@ -123,7 +123,7 @@ def _sorted(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Tensor 
 
 def _count(phi: Tensor, key_mask: Tensor | None) -> Tensor | int:
     """Return the number of valid keys, at least 1."""
-    return phi.shape[1] if key_mask is None else key_mask.sum(dim=1).clamp(min=1)[:, None, None]
+    return phi.shape[1] if key_mask is None else key_mask.sum(dim=1).clamp(min=1)[:, None, None].to(phi.dtype)
 
 
 _WIDE = {"pairwise": _pairwise, "reassociated": _reassociated, "sorted": _sorted}

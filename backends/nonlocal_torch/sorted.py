@@ -15,10 +15,7 @@ from torch.nn import functional
 
 from nonlocal_torch.weights import is_recorded, is_transformed
 
-__all__ = ["active_sums", "sorted_sums"]
-
-BLOCK = {"cpu": 32}
-"""How many rows a prefix sum adds by one product with a triangular matrix."""
+__all__ = ["active_sums", "running_sums", "sorted_sums"]
 
 
 class Ranks(NamedTuple):
@@ -96,21 +93,28 @@ class _ActiveSums(torch.autograd.Function):
 
 
 def _prefix_sums(values: Tensor, order: Tensor, counts: Tensor) -> Tensor:
-    """Return the sum of the first `counts[i]` values in an order, in blocks with a triangular matrix."""
-    block = BLOCK.get(values.device.type, 128)
-    # Row k holds the sum of the first k. Two blocks at least: an export would take a single one for the only case.
+    """Return the sum of the first `counts[i]` values in an order, in blocks: one long running sum is slow."""
+    on_cpu = values.device.type == "cpu"
+    block = 32 if on_cpu else 128
+    # Two blocks at least, and `unfold`: to an export a single one, or the size of a reshaped axis, is a condition.
     blocks = order.shape[1] // block + 2
-    order = functional.pad(order, (0, blocks * block - order.shape[1]))  # by rows that no sum holds
-    rows = _rows(values, order).unfold(1, block, block).mT  # (B, blocks, block, D)
-    earlier = torch.ones(block, block, dtype=values.dtype, device=values.device).tril(-1)
-    inside = earlier @ rows
-    totals = inside[:, :, -1] + rows[:, :, -1]
-    # Not `cumsum - totals`, which would leave a rounding error of keys that do not count.
-    sums = inside + functional.pad(totals, (0, 0, 1, -1)).cumsum(dim=1)[:, :, None]
+    order = functional.pad(order, (1, blocks * block - order.shape[1] - 1))
+    rows = _rows(values, order.unfold(1, block, block))  # (B, blocks, block, D)
+    rows[:, 0, 0] = 0  # row k becomes the sum of the first k
+    inside = running_sums(rows, by_product=on_cpu)
+    sums = inside + functional.pad(inside[:, :, -1], (0, 0, 1, -1)).cumsum(dim=1)[:, :, None]
     return _rows(sums.flatten(1, 2), counts)
 
 
+def running_sums(rows: Tensor, *, by_product: bool) -> Tensor:
+    """Return the running sum along the last axis but one; a GPU may be told to round what enters a product."""
+    if not by_product:
+        return rows.cumsum(dim=-2)
+    size = rows.shape[-2]
+    return torch.ones(size, size, dtype=rows.dtype, device=rows.device).tril() @ rows
+
+
 def _rows(a: Tensor, index: Tensor) -> Tensor:
-    """Return `a[b, index[b]]` for every b, by the fastest of the ways to do so."""
-    first = torch.arange(a.shape[0], device=a.device)[:, None] * a.shape[1]
-    return a.flatten(0, 1).index_select(0, (index + first).flatten()).unflatten(0, tuple(index.shape))
+    """Return `a[b, index[b]]` for every b, `(B, N, D), (B, ..)` -> `(B, .., D)`: the fastest of the ways to do so."""
+    first = torch.arange(a.shape[0], device=a.device) * a.shape[1]
+    return functional.embedding(index + first.reshape(-1, *[1] * (index.dim() - 1)), a.flatten(0, 1))

@@ -92,8 +92,12 @@ def bind(driver: Any) -> list[Bound]:
 
 
 def methods_of(driver: Any, spec: NonLocalSpec) -> tuple[str, ...]:
-    """Return the methods of a driver that serve the form of a spec; those of names of its own are taken to."""
-    return tuple(name for name in driver.methods if serves(name, spec.pairwise) or name not in METHODS)
+    """Return the methods of a driver that serve the form of a spec; those of names of its own are taken to.
+
+    "auto" is one of the others, and is left out where there are any: what has no method runs it.
+    """
+    found = tuple(name for name in driver.methods if serves(name, spec.pairwise) or name not in METHODS)
+    return tuple(name for name in found if name != "auto") or found
 
 
 def _bind(driver: Any) -> Iterator[Bound]:

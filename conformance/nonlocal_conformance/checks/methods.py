@@ -75,7 +75,7 @@ class _Adversary:
 @functools.cache
 def _adversaries(pairwise: Any) -> tuple[_Adversary, ...]:
     """Return the adversaries of a form; their numbers are few bits long, so that every dtype holds the scores."""
-    offset = 1024 if pairwise == "concatenation" else 32
+    offset = 2**14 if pairwise == "concatenation" else 32
     # Beyond some hundreds the scores of a softmax have no digits left for its gradients: kernels that compute
     # weights anew start from the logarithm of their sum, rounded.
     factor = 4 if is_softmax(pairwise, None) else 64

@@ -60,11 +60,12 @@ class Recomputed(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d):
         """Return the gradients of what needs one."""
-        given = ctx.saved_tensors
-        needed = [a for a in given if a.requires_grad]
         with torch.enable_grad():
+            given = [a.view_as(a) for a in ctx.saved_tensors]  # none of which depends on another
             result = ctx.function(*given)
-        found = iter(torch.autograd.grad(result, needed, d, create_graph=torch.is_grad_enabled()))
+        needed = [a for a in given if a.requires_grad]
+        options = {"create_graph": torch.is_grad_enabled(), "allow_unused": True, "materialize_grads": True}
+        found = iter(torch.autograd.grad(result, needed, d, **options))
         return None, *(next(found) if a.requires_grad else None for a in given)
 
 

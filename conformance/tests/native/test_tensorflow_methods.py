@@ -9,6 +9,7 @@ import nonlocal_core as nlc
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_core.form import Form
 from nonlocal_tensorflow import NonLocalBlock, nonlocal_op
+from nonlocal_tensorflow import sorted as sorting
 from nonlocal_tensorflow.streamed import streamed
 
 EXACT = [("embedded_gaussian", "streamed"), ("dot_product", "reassociated"), ("concatenation", "sorted")]
@@ -121,6 +122,15 @@ def test_an_exported_block_serves_other_sizes(pairwise, method, tmp_path):
     for shape in [(2, 5, 7, 6), (1, 13, 11, 6)]:
         x = tf.random.stateless_normal(shape, (0, 1))
         assert_near(loaded.serve(x), model(x), 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+@pytest.mark.parametrize("keys", [1, 63, 64, 200])
+def test_prefix_sums_are_right_on_either_kind_of_device(kind, keys, monkeypatch):
+    monkeypatch.setattr(sorting, "device", lambda: kind)
+    arrays = arrays_of("concatenation", keys=keys)
+    y = nonlocal_op(**arrays, pairwise="concatenation", method="sorted")
+    assert_near(y, nonlocal_op(**arrays, pairwise="concatenation", method="pairwise"))
 
 
 @pytest.mark.parametrize("mode", MODES)
