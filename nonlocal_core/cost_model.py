@@ -69,7 +69,7 @@ def cost(spec: NonLocalSpec, shape: Sequence[int], dtype: str = "float32", train
       "sorted" also a multiply-add for each entry of the prefix sums and of y. Pooling, softmax, sorting, norms,
       biases, sums of arrays and what a `pairwise` function does are not counted. In training each product has
       two more, for the gradients of both its operands, that of the input among them; "streamed" computes the
-      scores once more.
+      scores once more. What a backend saves by joining w_f with W_theta and W_phi is not taken off.
     - Bytes moved: each step reads each of its operands and writes each of its results once, and so do the steps
       of the gradients. A fused or blocked kernel is one step.
     - Peak memory: a result is held from its step to the last one that reads it; in training a step of the

@@ -138,7 +138,8 @@ LIMITS: dict[tuple[str, str], dict[tuple[str | None, bool], int]] = {
 }
 """Up to how many weights the matrix is faster, by backend, method, and whether gradients may be asked for; 0 elsewhere.
 
-From `benchmarks/thresholds.py`, whose result is `benchmarks/results/thresholds.json`. No GPU has been measured.
+`python benchmarks/thresholds.py` measures them. These come from a run beside other work: right to a factor of 4 or so.
+No GPU has been measured.
 """
 
 

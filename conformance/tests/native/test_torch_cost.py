@@ -12,9 +12,11 @@ FORMS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 
 def seen(spec, shape, training):
     """Return the FLOPs that the counter sees on a block, forward or in a training step."""
-    block = NonLocalBlock.from_spec(spec, method="pairwise").train(training)
+    # In float32 the block spares those of theta and phi of which the concatenation form needs one number each.
+    dtype = torch.bfloat16 if spec.pairwise == "concatenation" else torch.float32
+    block = NonLocalBlock.from_spec(spec, method="pairwise", dtype=dtype).train(training)
     batch, *spatial, channels = shape
-    x = torch.randn(batch, channels, *spatial, requires_grad=training)
+    x = torch.randn(batch, channels, *spatial, requires_grad=training, dtype=dtype)
     with FlopCounterMode(display=False) as counter:
         z = block(x)
         if training:
