@@ -51,6 +51,7 @@ def main() -> None:
                 row = "  ".join(f"{size}: {ratio:.2f}" for size, ratio in ratios.items())
                 sys.stdout.write(f"{backend:10} {name:26} {row}  limit {limit}\n")
                 sys.stdout.flush()
+    RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"device": DEVICES[0], "channels": CHANNELS, "limits": limits}, indent=2) + "\n")
 
 
