@@ -20,7 +20,7 @@ from nonlocal_core.checks import check_op, check_params, check_positions
 from nonlocal_core.parameters import STATISTICS
 from nonlocal_core.planning import METHODS, check_method
 
-QUERIES = 32
+QUERIES = 64
 """How many queries are computed at once."""
 
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -77,7 +77,7 @@ class Textbook:
     dtypes = ("float64", "float32")
     methods = METHODS
     mixed_dtypes = ("bfloat16", "float16")
-    capabilities = frozenset(CAPABILITIES) - {"large"}
+    capabilities = frozenset(CAPABILITIES) - {"large", "peak_memory"}
     unbiased = True
 
     def __init__(self, device="cpu"):

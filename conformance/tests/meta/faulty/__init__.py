@@ -36,7 +36,7 @@ class Fault:
 
     def driver(self):
         """Return the faulty driver."""
-        # The textbook is too slow for one capability; what replaces a step need not be.
+        # The textbook is too slow for one capability and too wasteful for another; what replaces a step need not be.
         own = {"name": self.name, "capabilities": frozenset(CAPABILITIES), self.step: self.replacement}
         return type("Faulty", (Textbook,), own)()
 
