@@ -33,8 +33,8 @@ def nonlocal_op(
     """Compute the non-local operation, y_i = sum_j w_ij g_j (equation 1 of the paper).
 
     Scores, weights and sums are at least float32, whatever the dtype of the operands. Second derivatives are right by
-    every method; forward mode, and second derivatives inside `torch.func` or a compiled graph, need "pairwise" for the
-    softmax forms.
+    every method; forward mode is promised for "pairwise" alone. Inside a transform of `torch.func` "streamed" holds
+    the matrix of weights.
 
     Args:
         theta: queries `(B, N, C')`.

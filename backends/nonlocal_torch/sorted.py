@@ -89,6 +89,8 @@ class _ActiveSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dsums: Tensor) -> tuple[Tensor | None, ...]:
         order, counts, back_order, back_counts = ctx.saved_tensors
+        if dsums.shape[1] == 0:  # without a query there is no row to look up
+            return dsums.new_zeros(order.shape[0], order.shape[1], dsums.shape[2]), None, None, None, None
         return active_sums(dsums, Ranks(back_order, back_counts), Ranks(order, counts)), None, None, None, None
 
 

@@ -16,6 +16,9 @@ from nonlocal_torch.weights import is_recorded, is_transformed, softmax
 
 __all__ = ["streamed"]
 
+MOST_PARTS = 8
+"""Into how many parts queries are cut at most."""
+
 SECOND_ROWS = 128
 """How many queries a block holds in a derivative of the fused attention's gradient."""
 
@@ -45,10 +48,15 @@ def streamed(theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale:
     return _attend(theta, phi, g, valid, scale, rows)
 
 
-def fused_attention(theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale: float) -> Tensor:
-    """Compute the softmax forms by the framework's fused attention."""
-    width = max(theta.shape[-1], g.shape[-1])
+def fused_attention(
+    theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale: float, parts: int = 1
+) -> Tensor:
+    """Compute the softmax forms by the framework's fused attention, with the queries in so many parts."""
+    width, queries = max(theta.shape[-1], g.shape[-1]), theta.shape[1]
     query, key, value = (_head(a, width) for a in (theta, phi, g))
+    if parts > 1:  # each as a head of its own, with the same keys and values
+        query = functional.pad(query, (0, 0, 0, -queries % parts)).unflatten(2, (parts, -1)).squeeze(1)
+        key, value = (a.expand(-1, parts, -1, -1) for a in (key, value))
     # The kernel takes its maximum before the scale, so a sign goes into the queries, exactly.
     y = functional.scaled_dot_product_attention(
         query if scale > 0 else -query,
@@ -57,7 +65,7 @@ def fused_attention(theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None,
         attn_mask=None if valid is None else valid[:, None, None, :],
         scale=abs(scale),
     )
-    y = y.squeeze(1)[..., : g.shape[-1]]
+    y = y.flatten(1, 2)[:, :queries, : g.shape[-1]]
     return y if valid is None else y.masked_fill(~valid.any(dim=1)[:, None, None], 0)
 
 
@@ -115,8 +123,16 @@ def _fused_graph(
     with torch.enable_grad():
         # Views have edges of their own, even of one tensor, and an edge keeps no tensor alive.
         inputs = [a.view_as(a) for a in (theta, phi, g)]
-        y = fused_attention(*inputs, valid, scale)
+        y = fused_attention(*inputs, valid, scale, _parts(theta))
         return y.detach(), (get_gradient_edge(y), [get_gradient_edge(a) for a in inputs if a.requires_grad])
+
+
+def _parts(theta: Tensor) -> int:
+    """Return into how many parts to cut the queries: on a CPU the kernel's gradient has one thread for each."""
+    if theta.device.type != "cpu":
+        return 1
+    # Each part has gradients of phi and g of its own, which are then added.
+    return min(-(-torch.get_num_threads() // max(theta.shape[0], 1)), MOST_PARTS)
 
 
 def _gradients(

@@ -130,6 +130,29 @@ def test_a_third_derivative_is_that_of_the_matrix(pairwise):
     torch.testing.assert_close(third(operation(pairwise)), third(operation(pairwise, method="pairwise")))
 
 
+@every_mask
+@pytest.mark.parametrize("threads", [1, 2, 3, 64])
+def test_the_gradient_is_the_same_on_any_number_of_threads(threads, key_mask):
+    before = torch.get_num_threads()
+    arrays = leaves(values=2)
+    expected = torch.autograd.grad(operation("embedded_gaussian", key_mask, "pairwise")(*arrays).square().sum(), arrays)
+    torch.set_num_threads(threads)
+    try:
+        y = operation("embedded_gaussian", key_mask)(*arrays)
+        torch.testing.assert_close(torch.autograd.grad(y.square().sum(), arrays), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@every_form
+@pytest.mark.parametrize("sizes", [(0, 5, 4), (2, 0, 4)], ids=str)
+def test_without_samples_or_queries_the_result_is_empty(pairwise, sizes):
+    arrays = leaves(*sizes)
+    y = operation(pairwise)(*arrays)
+    assert y.shape == (*sizes[:2], 3)
+    assert [a.shape for a in torch.autograd.grad(y.sum(), arrays)] == [a.shape for a in arrays]
+
+
 @every_form
 def test_a_graph_that_is_retained_gives_the_same_gradient_again(pairwise):
     arrays = leaves()
