@@ -137,8 +137,8 @@ LIMITS: dict[tuple[str, str], dict[tuple[str | None, bool], int]] = {
 }
 """Up to how many weights the matrix is faster, by backend, method, and whether gradients may be asked for; 0 elsewhere.
 
-`python benchmarks/thresholds.py` measures them and writes benchmarks/results/thresholds.json; differences of 3 % or less
-between the two are taken for noise. No GPU has been measured.
+`python benchmarks/thresholds.py` measures them and writes benchmarks/results/thresholds.json; differences of 3 % or
+less between the two are taken for noise. No GPU has been measured.
 """
 
 
