@@ -61,8 +61,8 @@ def quick() -> Plan:
             *_block(("torch", *_FAST), _EMBEDDED, ("wide-28", "wide-14")),
         ],
         "scaling.Scaling": [
-            *_scaling(("torch",), FORMS, "training", (1024, 4096, 16384)),
-            *_scaling(("torch_matrix", "mmcv"), FORMS, "training", (4096, 8192)),
+            *_scaling(("torch",), FORMS, "training", POSITIONS[:4]),
+            *_scaling(("torch_matrix", "mmcv"), FORMS, "training", POSITIONS[:3]),
         ],
         "quality.Quality": list(_block(("torch",), FORMS, ("image-28",))),
     }
@@ -76,15 +76,14 @@ def full() -> Plan:
         *_block(_THREE, FORMS, ("image-28", "wide-14", "res4-8x8"), METHODS[1:]),
     ]
     forward = {*_FIGURES, "res4-8x8", "dense-128"}
-    curve = (*POSITIONS[::2], 2**15)
     return {
         "imports.Import": [(package,) for package in Import.params],
         "forward.Forward": [params for params in blocks if params[4] in forward],
         "training.Training": blocks,
         "rows.Rows": list(itertools.product(_THREE, DEVICES, FORMS, ("wide-14", "res4-8x8", "dense-128"))),
         "scaling.Scaling": [
-            *_scaling((*_THREE, *MATRIX, *_FAST), FORMS, "training", curve),
-            *_scaling((*_TORCH, "mmcv"), _CONCATENATION, "forward", curve),
+            *_scaling((*_THREE, *MATRIX, *_FAST), FORMS, "training", POSITIONS),
+            *_scaling((*_TORCH, "mmcv"), _CONCATENATION, "forward", POSITIONS),
         ],
         "scaling.Slope": list(itertools.product(OURS, DEVICES, FORMS)),
         "quality.Quality": list(

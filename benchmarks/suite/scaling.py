@@ -16,7 +16,7 @@ __all__ = ["CHANNELS", "POSITIONS", "Scaling", "Slope"]
 CHANNELS = 64
 """C; C' is half of it."""
 
-POSITIONS = tuple(2**power for power in range(10, 19))
+POSITIONS = tuple(2**power for power in (10, 12, 13, 14, 15, 16, 18))
 
 _SLOPES = {False: (16384, 65536, 262144), True: (8192, 16384, 32768)}
 """The positions to which a slope is fitted, for the forms without and with a softmax."""
@@ -25,7 +25,7 @@ _SLOPES = {False: (16384, 65536, 262144), True: (8192, 16384, 32768)}
 class Scaling:
     """A call or a training step at 1,024 to 262,144 positions of 64 channels."""
 
-    params = (BACKENDS, DEVICES, FORMS, ("forward", "training"), POSITIONS)
+    params = (BACKENDS, DEVICES, FORMS, ("training", "forward"), POSITIONS)
     param_names = ("backend", "device", "pairwise", "step", "positions")
     rounds, number, min_run_count, repeat = 1, 1, 2, (1, 10, 3.0)
 
