@@ -1,7 +1,11 @@
 """The non-local block: its specification, the NumPy reference that defines it, and what backends share."""
 
+from nonlocal_core import recipes
+from nonlocal_core.attention_map import AttentionMap
 from nonlocal_core.cost_model import cost
+from nonlocal_core.folding import fold_norm
 from nonlocal_core.gradients import nonlocal_block_vjp, nonlocal_op_vjp
+from nonlocal_core.insertion import Insertion
 from nonlocal_core.parameters import init_params, param_shapes
 from nonlocal_core.reference import attention, nonlocal_block, nonlocal_op, updated_statistics
 from nonlocal_core.spec import NonLocalSpec
@@ -10,9 +14,12 @@ from nonlocal_core.weights import load_params, save_params
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttentionMap",
+    "Insertion",
     "NonLocalSpec",
     "attention",
     "cost",
+    "fold_norm",
     "init_params",
     "load_params",
     "nonlocal_block",
@@ -20,6 +27,7 @@ __all__ = [
     "nonlocal_op",
     "nonlocal_op_vjp",
     "param_shapes",
+    "recipes",
     "save_params",
     "updated_statistics",
 ]
