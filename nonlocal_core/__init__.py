@@ -1,7 +1,8 @@
 """The non-local block: its specification, the NumPy reference that defines it, and what backends share."""
 
-from nonlocal_core import recipes
+from nonlocal_core import plots, recipes
 from nonlocal_core.attention_map import AttentionMap
+from nonlocal_core.checkpoints import AssumedOptionsWarning, find_peer_blocks, from_peer, read_caffe2, to_peer
 from nonlocal_core.cost_model import cost
 from nonlocal_core.folding import fold_norm
 from nonlocal_core.gradients import nonlocal_block_vjp, nonlocal_op_vjp
@@ -14,12 +15,15 @@ from nonlocal_core.weights import load_params, save_params
 __version__ = "0.1.0"
 
 __all__ = [
+    "AssumedOptionsWarning",
     "AttentionMap",
     "Insertion",
     "NonLocalSpec",
     "attention",
     "cost",
+    "find_peer_blocks",
     "fold_norm",
+    "from_peer",
     "init_params",
     "load_params",
     "nonlocal_block",
@@ -27,7 +31,10 @@ __all__ = [
     "nonlocal_op",
     "nonlocal_op_vjp",
     "param_shapes",
+    "plots",
+    "read_caffe2",
     "recipes",
     "save_params",
+    "to_peer",
     "updated_statistics",
 ]
