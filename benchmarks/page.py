@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import re
-import shutil
-import subprocess
-import tarfile
-import tempfile
 from pathlib import Path
+
+from npm import archive, content
 
 __all__ = ["make_local"]
 
@@ -54,35 +50,8 @@ def make_local(folder: Path) -> None:
     if unknown:
         message = f"the page of asv must link to known files alone. Got {', '.join(sorted(unknown))}."
         raise RuntimeError(message)
-    archives = {package: _archive(package, digest) for package, digest in PACKAGES.items()}
+    archives = {package: archive(package, digest) for package, digest in PACKAGES.items()}
     (folder / "vendor").mkdir(exist_ok=True)
     for name, (package, member) in FILES.items():
-        (folder / "vendor" / name).write_bytes(_content(archives[package], member))
+        (folder / "vendor" / name).write_bytes(content(archives[package], member))
     page.write_text(LINK.sub(r'\1="vendor/\2"', text), encoding="utf-8")
-
-
-def _archive(package: str, digest: str) -> bytes:
-    """Return the archive of a package, which must be the one that is known."""
-    npm = shutil.which("npm")
-    if npm is None:
-        message = "npm must be there, which fetches the scripts of the page: it comes with Node.js."
-        raise RuntimeError(message)
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [npm, "pack", "--silent", package], cwd=folder, capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            message = f"npm cannot fetch {package}: {done.stderr.strip()}"
-            raise RuntimeError(message)
-        content = Path(folder, done.stdout.strip()).read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != digest:
-        message = f"the SHA-256 of {package} must be {digest}. Got {found}."
-        raise RuntimeError(message)
-    return content
-
-
-def _content(archive: bytes, member: str) -> bytes:
-    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-        file = files.extractfile(f"package/{member}")
-        return file.read() if file is not None else b""

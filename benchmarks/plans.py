@@ -58,11 +58,12 @@ def quick() -> Plan:
         "training.Training": [
             *_block((*_TORCH, "mmcv", "timm"), _EMBEDDED, ("image-112",)),
             *_block((*_TORCH, "mmcv"), _DOT, ("image-112",)),
-            *_block(("torch", *_FAST), _EMBEDDED, ("wide-28", "wide-14")),
+            *_block(("torch", "mmcv", "pytorchvideo"), _EMBEDDED, ("wide-28", "wide-14")),
         ],
         "scaling.Scaling": [
             *_scaling(("torch",), FORMS, "training", POSITIONS[:4]),
-            *_scaling(("torch_matrix", "mmcv"), FORMS, "training", POSITIONS[:3]),
+            *_scaling(("torch_matrix",), FORMS, "training", POSITIONS[:3]),
+            *_scaling(("mmcv",), FORMS, "training", POSITIONS[1:3]),
         ],
         "quality.Quality": list(_block(("torch",), FORMS, ("image-28",))),
     }

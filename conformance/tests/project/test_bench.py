@@ -314,7 +314,7 @@ def archives(monkeypatch):
                 files.addfile(member, io.BytesIO(name.encode()))
         return content.getvalue()
 
-    monkeypatch.setattr(page, "_archive", archive)
+    monkeypatch.setattr(page, "archive", archive)
 
 
 @pytest.mark.usefixtures("archives")
