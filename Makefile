@@ -4,9 +4,11 @@ PYTHON ?= python3
 FRAMEWORKS := torch,tensorflow-cpu,jax
 BIN := .venv/bin
 DEMO := .venv/.installed-demo
+DOCS := .venv/.installed-docs
 TEST := .venv/.installed-test
 PEERS := .venv/.installed-peers
 MUTANTS := .venv-mutants/.installed
+REPORT := benchmarks/html/index.html
 # The modules of a backend whose framework is missing have no examples to run. The one test in the suite folder is
 # for `nonlocal conformance`; the drivers of the peers need what only `make peers` installs.
 IGNORED := conformance/nonlocal_conformance/suite conformance/peers
@@ -20,6 +22,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test faults peers mutants lint style types format bench bench-full bench-compare bench-publish
+.PHONY: docs docs-serve docs-test
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -67,6 +70,18 @@ bench-compare: $(PEERS) ## measure the commit BASE and HEAD and compare them; AR
 bench-publish: $(PEERS) ## make the pages of all results, in benchmarks/html; npm fetches their scripts
 	$(BIN)/python benchmarks/run.py publish
 
+# The report of asv brings a style sheet that names fonts of icons, of which it shows none.
+docs: $(DOCS) $(REPORT) ## build the site in build/site, every warning an error, and check its links
+	$(BIN)/sphinx-build -W -n --keep-going -d build/site.state docs build/site
+	$(BIN)/linkchecker --no-status --no-warnings --no-robots --ignore-url=/report/fonts/ build/site/index.html
+	@echo "The site is in build/site; make docs-serve shows it."
+
+docs-serve: docs ## build the site and show it at http://localhost:8000
+	$(BIN)/python -m http.server -b 127.0.0.1 -d build/site 8000
+
+docs-test: docs ## build the site and test it in Chromium; ARGS are given to pytest
+	$(BIN)/pytest docs/tests $(ARGS)
+
 $(BIN)/uv: constraints.txt
 	@echo "Setting up .venv: a minute or so when everything must be downloaded, and only this once."
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -77,6 +92,9 @@ $(BIN)/uv: constraints.txt
 .venv/.installed-%: pyproject.toml constraints.txt $(BIN)/uv
 	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -b constraints.txt -e ".[$(FRAMEWORKS),$*]"
 	@touch $@
+
+$(REPORT): benchmarks/npm.py benchmarks/page.py $(wildcard benchmarks/results/*/*.json) | $(DOCS)
+	$(BIN)/python benchmarks/run.py publish
 
 # mmcv-lite asks for opencv-python, whose modules opencv-python-headless has too, without a window system. fastreid and
 # slowfast ask for packages that cannot be had beside this PyTorch; their blocks need none of them.

@@ -1,4 +1,4 @@
-"""The README and the pages of the frameworks: their code prints what it says, commands, links and options exist."""
+"""The README and the pages of the site: their code prints what it says, commands, links and options exist."""
 
 import contextlib
 import dataclasses
@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[3]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 FRAMEWORKS = ["docs/pytorch.md", "docs/tensorflow.md", "docs/jax.md"]
+PROGRAMS = [*FRAMEWORKS, "docs/specification.md", "docs/methods.md"]
 PAGES = ["README.md", "CONTRIBUTING.md", *FRAMEWORKS]
 
 
@@ -61,7 +62,7 @@ def first_import(code):
     return code.lstrip().splitlines()[0]
 
 
-@pytest.mark.parametrize("code", blocks(README), ids=first_import)
+@pytest.mark.parametrize("code", [*blocks(README), *blocks(text_of("docs/index.md"))], ids=first_import)
 def test_the_code_runs_and_prints_what_it_says(code):
     assert printed(code) == promised(code)
 
@@ -87,7 +88,7 @@ def compiler():
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.usefixtures("compiler")
-@pytest.mark.parametrize("page", FRAMEWORKS)
+@pytest.mark.parametrize("page", PROGRAMS)
 def test_the_code_of_a_page_is_one_program_that_prints_what_it_says(page):
     code = program(text_of(page))
     assert printed(code, page) == promised(code) != []
