@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from nonlocal_core.checks import dtype_name
 from nonlocal_core.cost_model import cost
 from nonlocal_core.errors import Size, fail_type, fail_value
 from nonlocal_core.parameters import STATISTICS, param_shapes
 from nonlocal_core.recipes import Positions, places
 from nonlocal_core.spec import NonLocalSpec
 
-__all__ = ["CHILD", "Insertion", "check_identities", "fail_place", "resolve_places"]
+__all__ = [
+    "CHILD",
+    "Insertion",
+    "check_calls",
+    "check_flow",
+    "check_identities",
+    "fail_place",
+    "fail_taken",
+    "resolve_block",
+    "resolve_places",
+]
 
 CHILD = "nonlocal_block"
 """What an inserted block is called within the module after which it stands."""
@@ -41,7 +53,7 @@ class Insertion:
     def parameters(self) -> int:
         """The number of trained parameters that it adds."""
         shapes = param_shapes(self.spec).items()
-        return sum(int(np.prod(shape)) for name, shape in shapes if name not in STATISTICS)
+        return sum(math.prod(shape) for name, shape in shapes if name not in STATISTICS)
 
     @property
     def flops(self) -> int | None:
@@ -95,6 +107,62 @@ def fail_place(name: object, rule: str, names: Collection[str]) -> ValueError:
     return fail_value("after", rule, f"{name!r}; near names: {', '.join(map(repr, near)) or 'none'}")
 
 
+def fail_taken(place: str) -> ValueError:
+    """Return the error for a place after which a block stands already."""
+    return fail_value("after", "have no block yet", f"{place!r}, which has one")
+
+
+def check_calls(argument: str, name: str, calls: int) -> None:
+    """Check that a run of the network passes a place or a block once, so that it is clear what is meant.
+
+    Raises:
+        ValueError: if it passes it never or several times.
+    """
+    if calls != 1:
+        raise fail_value(argument, "be passed once in a run of the network", f"{name!r}, passed {calls} times")
+
+
+def check_flow(place: str, flows: Sequence[Any]) -> Any:
+    """Return what comes out at a place, when it is one array that a block can take.
+
+    Args:
+        place: the name of the place.
+        flows: what came out there in one run of the network, once for each time that the place was passed.
+
+    Raises:
+        ValueError: if the place was not passed exactly once, or no floating-point array of 3 to 5 axes came out.
+    """
+    check_calls("after", place, len(flows))
+    (flow,) = flows
+    got = type(flow).__name__
+    if hasattr(flow, "dtype") and hasattr(flow, "shape"):
+        got = f"{dtype_name(flow)} of shape {tuple(flow.shape)}"
+        if got.startswith(("float", "bfloat")) and 3 <= len(flow.shape) <= 5:  # noqa: PLR2004 - 1 to 3 spatial axes
+            return flow
+    rule = "give one floating-point array of 3 to 5 axes"
+    raise fail_value("after", rule, f"{place!r}, which gives {got}")
+
+
+def resolve_block(block: str | None, names: Collection[str], joint: str = ".") -> str:
+    """Return which block of a network is meant.
+
+    Args:
+        block: the name of the block or of the place before it; None: the only one.
+        names: the names of all blocks in the network.
+        joint: what stands between the name of a place and that of its block.
+
+    Raises:
+        ValueError: if there is no such block, or None does not tell which.
+    """
+    if block is None and len(names) == 1:
+        return next(iter(names))
+    for name in (block, f"{block}{joint}{CHILD}"):
+        if name is not None and name in names:
+            return name
+    rule = "be the name of a non-local block or of the place before it"
+    raise fail_value("block", rule, f"{block!r}; blocks: {', '.join(map(repr, names)) or 'none'}")
+
+
 def check_identities(blocks: Mapping[str, tuple[Mapping[str, Any], NonLocalSpec]]) -> None:
     """Check that blocks add nothing to their input, as new ones do.
 
@@ -113,4 +181,4 @@ def check_identities(blocks: Mapping[str, tuple[Mapping[str, Any], NonLocalSpec]
         faults += [f"{name} of {block!r}" for name in (found if spec.residual else ["no residual connection"])]
     if faults:
         rule = "have blocks that are the identity, with zeros in their last factor"
-        raise fail_value("model", rule, f"other values in {', '.join(faults)}; were they initialised again?")
+        raise fail_value("model", rule, f"other values in {', '.join(faults)}, as after another initialisation")

@@ -30,10 +30,10 @@ _RECIPES = {"paper": _PAPER, "mmaction": _MMACTION}
 
 _STAGES = ("res2", "res3", "res4", "res5")
 _NAMINGS = {
-    "torchvision, timm": r"(?P<host>.*\.)?layer(?P<stage>\d+)\.(?P<block>\d+)",
+    "torchvision, timm": r"(?P<host>.*\.)?layer(?P<stage>\d+)\.(layers\.)?(?P<block>\d+)",
     "transformers": r"(?P<host>.*\.)?stages\.(?P<stage>\d+)\.layers\.(?P<block>\d+)",
     "pytorchvideo": r"(?P<host>.*\.)?blocks\.(?P<stage>\d+)\.res_blocks\.(?P<block>\d+)",
-    "keras.applications": r"(?P<host>.*_)?conv(?P<stage>\d+)_block(?P<block>\d+)_out",
+    "keras.applications": r"(?P<host>.*[_/])?conv(?P<stage>\d+)_block(?P<block>\d+)_out",
 }
 """What the places after residual blocks are called, in networks with four stages of blocks."""
 

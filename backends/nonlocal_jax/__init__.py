@@ -9,6 +9,18 @@ except ImportError as error:
 
 from nonlocal_jax.block import NonLocalBlock
 from nonlocal_jax.function import attention, nonlocal_block, updated_statistics
+from nonlocal_jax.insert import insert_nonlocal, remove_nonlocal
+from nonlocal_jax.network import attention_of, check_identity
 from nonlocal_jax.op import nonlocal_op
 
-__all__ = ["NonLocalBlock", "attention", "nonlocal_block", "nonlocal_op", "updated_statistics"]
+__all__ = [
+    "NonLocalBlock",
+    "attention",
+    "attention_of",
+    "check_identity",
+    "insert_nonlocal",
+    "nonlocal_block",
+    "nonlocal_op",
+    "remove_nonlocal",
+    "updated_statistics",
+]

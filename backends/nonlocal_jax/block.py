@@ -13,6 +13,7 @@ from flax import nnx
 from jax import Array
 
 from nonlocal_core.checks import check_params
+from nonlocal_core.folding import fold_norm
 from nonlocal_core.options import SpecOptions
 from nonlocal_core.parameters import STATISTICS, initial_moments, param_shapes
 from nonlocal_core.planning import check_method
@@ -153,12 +154,33 @@ class NonLocalBlock(nnx.Module):
             ValueError: if a parameter is missing or unknown, or has a wrong shape.
         """
         check_params(params, self.spec)
-        given = {}
-        for name, old in self._params().items():
-            # Bound to a device only where the old array was: else it could not meet arrays on several.
-            where = old.sharding if old.committed else None
-            given[name] = jax.device_put(np.asarray(params[name]).astype(old.dtype), where)
-        self._assign(given)
+        self._assign({name: _like(old, params[name]) for name, old in self._params().items()})
+
+    def fold_norm(self) -> Self:
+        """Return a new block without norm that computes what this one computes in evaluation.
+
+        Method, devices, dtypes and mode are those of this block; see `nonlocal_core.fold_norm` for the formulas.
+
+        Raises:
+            ValueError: if there is no norm.
+
+        Example:
+            >>> block = NonLocalBlock(64, norm="batch", zero_init=False, rngs=nnx.Rngs(0))
+            >>> block.eval()
+            >>> folded, x = block.fold_norm(), jax.random.normal(jax.random.key(1), (2, 9, 64))
+            >>> folded.spec.norm, bool(jnp.allclose(folded(x), block(x), atol=1e-6))
+            (None, True)
+        """
+        params, spec = fold_norm(self.export_params(), self.spec)
+        folded = self.from_spec(
+            spec, rngs=nnx.Rngs(0), method=self.method, dtype=self.dtype, param_dtype=self.param_dtype
+        )
+        folded.use_running_average = self.use_running_average
+        old = self._params()
+        # A bias that was not there has the shape of the norm's.
+        for name, array in params.items():
+            folded._variable(name)[...] = _like(old.get(name, old["norm.bias"]), array)  # noqa: SLF001 - its own
+        return folded
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """Set the mode of a view, for `nnx.view`."""
@@ -176,3 +198,9 @@ class NonLocalBlock(nnx.Module):
     def _assign(self, arrays: Mapping[str, Array]) -> None:
         for name, array in arrays.items():
             self._variable(name)[...] = array
+
+
+def _like(old: Array, new: Any) -> Array:
+    """Return a new value in the dtype of the old one."""
+    # Bound to a device only where the old array was: else it could not meet arrays on several.
+    return jax.device_put(np.asarray(new).astype(old.dtype), old.sharding if old.committed else None)

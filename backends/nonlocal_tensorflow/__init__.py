@@ -18,6 +18,8 @@ if config.backend() != "tensorflow":
     raise ImportError(message)
 
 from nonlocal_tensorflow.block import NonLocalBlock
+from nonlocal_tensorflow.insert import insert_nonlocal, remove_nonlocal
+from nonlocal_tensorflow.network import attention_of, check_identity
 from nonlocal_tensorflow.op import nonlocal_op
 
-__all__ = ["NonLocalBlock", "nonlocal_op"]
+__all__ = ["NonLocalBlock", "attention_of", "check_identity", "insert_nonlocal", "nonlocal_op", "remove_nonlocal"]

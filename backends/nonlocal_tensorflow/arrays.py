@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
-__all__ = ["device", "masked", "sizes", "wide"]
+__all__ = ["channels_last", "device", "masked", "sizes", "wide"]
 
 
 def device() -> str:
@@ -17,6 +18,12 @@ def device() -> str:
 def sizes(a: tf.Tensor) -> list[Any]:
     """Return the shape of `a`: ints, and scalar tensors for sizes that are unknown while it is traced."""
     return [tf.shape(a)[axis] if size is None else size for axis, size in enumerate(a.shape)]
+
+
+def channels_last(shape: Sequence[Any], data_format: str) -> tuple[Any, ...]:
+    """Return a shape in a data format in the order of channels last."""
+    shape = tuple(shape)
+    return shape if data_format == "channels_last" else (*shape[:1], *shape[2:], *shape[1:2])
 
 
 def wide(dtype: tf.DType) -> tf.DType:

@@ -14,13 +14,14 @@ import tensorflow as tf
 
 from nonlocal_core.checks import check_arrays, check_params, check_positions, dtype_name
 from nonlocal_core.errors import Size, check_choice, fail_value
+from nonlocal_core.folding import fold_norm
 from nonlocal_core.form import Form, form_of
 from nonlocal_core.options import SpecOptions
 from nonlocal_core.parameters import STATISTICS, initial_moments, param_shapes
 from nonlocal_core.planning import check_method
 from nonlocal_core.sets import Sets
 from nonlocal_core.spec import NonLocalSpec
-from nonlocal_tensorflow.arrays import masked, sizes
+from nonlocal_tensorflow.arrays import channels_last, masked, sizes
 from nonlocal_tensorflow.norm import BatchNorm, folded
 from nonlocal_tensorflow.op import aggregate
 from nonlocal_tensorflow.sets import checks_when_run, cut, flat, pool, pooled_mask, set_numbers, uncut
@@ -126,7 +127,7 @@ class NonLocalBlock(keras.layers.Layer):
         Raises:
             ValueError: if the shape does not fit the options, or its channels are needed and unknown.
         """
-        shape = self._last(x_shape)
+        shape = channels_last(x_shape, self.data_format)
         if self.spec is None and shape[-1] is None:
             raise fail_value("channels", "be given where the channels of the input are unknown", None)
         spec = self._spec_of(channels=shape[-1]) if self.spec is None else self.spec
@@ -224,6 +225,34 @@ class NonLocalBlock(keras.layers.Layer):
         for name, weight in weights.items():
             weight.assign(given[name])
 
+    def fold_norm(self) -> Self:
+        """Return a new block without norm that computes what this one computes in evaluation.
+
+        Name, method and all else that is no option of the norm are those of this block; see
+        `nonlocal_core.fold_norm` for the formulas.
+
+        Raises:
+            ValueError: if there is no norm, or the block has no parameters yet.
+
+        Example:
+            >>> block = NonLocalBlock(64, norm="batch", zero_init=False)
+            >>> folded, x = block.fold_norm(), tf.random.normal((2, 9, 64))
+            >>> print(folded.norm, np.allclose(folded(x), block(x), atol=1e-6))
+            None True
+        """
+        params, spec = fold_norm(self.export_params(), self.spec)
+        folded = self.from_spec(
+            spec,
+            method=self.method,
+            data_format=self.data_format,
+            name=self.name,
+            dtype=self.dtype_policy,
+            trainable=self.trainable,
+            autocast=self.autocast,
+        )
+        folded.import_params(params)
+        return folded
+
     def compute_output_shape(self, x_shape: Sequence[Size]) -> tuple[Size, ...]:
         """Return the shape of z, which is that of `x`."""
         return tuple(x_shape)
@@ -289,23 +318,18 @@ class NonLocalBlock(keras.layers.Layer):
         """Return the parameter of this canonical name that the block itself holds, None if it has none."""
         return getattr(self, name.replace(".", "_"), None)
 
-    def _last(self, shape: Sequence[Size]) -> tuple[Size, ...]:
-        """Return a shape in the order of channels last."""
-        shape = tuple(shape)
-        return shape if self.data_format == "channels_last" else (*shape[:1], *shape[2:], *shape[1:2])
-
     def _first(self, a: tf.Tensor) -> tf.Tensor:
         """Return an array with channels last in the data format of the layer."""
         axes = range(a.shape.rank)
         return a if self.data_format == "channels_last" else tf.transpose(a, [0, axes[-1], *axes[1:-1]])
 
     def _check(self, x: Any, key_mask: Any, *, training: bool) -> None:
-        check_arrays(self.spec, self._last(x.shape), x, key_mask, training=training)
+        check_arrays(self.spec, channels_last(x.shape, self.data_format), x, key_mask, training=training)
 
     def _enter(self, x: tf.Tensor, key_mask: tf.Tensor | None, *, training: bool) -> tuple[tf.Tensor, Sets]:
         """Return the checked input as `(B, S1..Sk, C)` in the compute dtype, and its sets."""
         self._check(x, key_mask, training=training)
-        axes = self._last(range(len(x.shape)))
+        axes = channels_last(range(len(x.shape)), self.data_format)
         grid = tf.cast(x if self.data_format == "channels_last" else tf.transpose(x, axes), self.compute_dtype)
         sets = self.spec.sets(sizes(grid)[1:-1])
         if None in grid.shape or (key_mask is not None and None in key_mask.shape):

@@ -7,6 +7,8 @@ except ImportError as error:
     raise ImportError(message) from error
 
 from nonlocal_torch.block import NonLocalBlock
+from nonlocal_torch.insert import insert_nonlocal, remove_nonlocal
+from nonlocal_torch.network import attention_of, check_identity
 from nonlocal_torch.op import nonlocal_op
 
-__all__ = ["NonLocalBlock", "nonlocal_op"]
+__all__ = ["NonLocalBlock", "attention_of", "check_identity", "insert_nonlocal", "nonlocal_op", "remove_nonlocal"]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nonlocal_core.checks import check_arrays, check_params, check_positions
 from nonlocal_core.errors import fail_type
+from nonlocal_core.folding import fold_norm
 from nonlocal_core.form import Form, form_of
 from nonlocal_core.options import SpecOptions
 from nonlocal_core.parameters import initial_moments, param_shapes
@@ -192,6 +193,26 @@ class NonLocalBlock(nn.Module):
         given = {name: torch.as_tensor(np.asarray(params[name]).astype(np.float64)) for name in params}
         for name, tensor in self._canonical().items():
             tensor.copy_(given[name])
+
+    def fold_norm(self) -> Self:
+        """Return a new block without norm that computes what this one computes in evaluation.
+
+        Method, device, dtype and mode are those of this block; see `nonlocal_core.fold_norm` for the formulas.
+
+        Raises:
+            ValueError: if there is no norm.
+
+        Example:
+            >>> block = NonLocalBlock(64, norm="batch", zero_init=False).eval()
+            >>> folded, x = block.fold_norm(), torch.randn(2, 64, 9)
+            >>> folded.norm, torch.allclose(folded(x), block(x), atol=1e-6)
+            (None, True)
+        """
+        params, spec = fold_norm(self.export_params(), self.spec)
+        weight = self.out.weight
+        folded = self.from_spec(spec, method=self.method, device=weight.device, dtype=weight.dtype)
+        folded.import_params(params)
+        return folded.train(self.training)
 
     def extra_repr(self) -> str:
         """Show the options that differ from their defaults."""

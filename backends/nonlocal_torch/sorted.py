@@ -53,8 +53,7 @@ def _ranks(a: Tensor, b: Tensor, valid: Tensor | None) -> tuple[Ranks, Ranks]:
     """Return the ranks for a (B, N) and b (B, M), and for the two exchanged, by one sort of both together."""
     queries, keys = a.shape[1], b.shape[1]
     level = -b if valid is None else (-b).masked_fill(~valid, torch.inf)
-    # At a tie the score is 0 and its gradient too: the query comes first, and the key does not count.
-    merged = torch.sort(torch.cat([a, level], dim=1), dim=1, stable=True).indices
+    merged = _order(torch.cat([a, level], dim=1))
     numbers = torch.arange(queries + keys, device=a.device).expand_as(merged)
     place = torch.empty_like(merged).scatter(1, merged, numbers)
     keys_before = (merged >= queries).cumsum(dim=1).gather(1, place)  # a key counts itself
@@ -63,6 +62,14 @@ def _ranks(a: Tensor, b: Tensor, valid: Tensor | None) -> tuple[Ranks, Ranks]:
     order = torch.empty_like(key_rank).scatter(1, key_rank, numbers[:, :keys])
     query_order = torch.empty_like(query_rank).scatter(1, query_rank, numbers[:, :queries])
     return Ranks(order, keys_before[:, :queries]), Ranks(query_order, queries - queries_before[:, queries:])
+
+
+def _order(a: Tensor) -> Tensor:
+    """Return the indices that sort the rows of `a`; equal numbers stay in their order."""
+    if torch.onnx.is_in_onnx_export():  # ONNX has no stable sort: at a tie the score is 0 whatever the order
+        return a.sort(dim=1).indices
+    # At a tie the gradient of the score is 0 too: the query comes first, and the key does not count.
+    return torch.sort(a, dim=1, stable=True).indices
 
 
 def active_sums(values: Tensor, forth: Ranks, back: Ranks) -> Tensor:

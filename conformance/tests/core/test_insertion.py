@@ -11,10 +11,12 @@ STAGES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 NAMES = {
     "torchvision": lambda stage, block: f"layer{stage}.{block}",
     "inside": lambda stage, block: f"backbone.layer{stage}.{block}",
+    "in Flax": lambda stage, block: f"layer{stage}.layers.{block}",
     "transformers": lambda stage, block: f"encoder.stages.{stage - 1}.layers.{block}",
     "pytorchvideo": lambda stage, block: f"blocks.{stage}.res_blocks.{block}",
     "pytorchvideo with a pool": lambda stage, block: f"blocks.{stage + (stage > 1)}.res_blocks.{block}",
     "keras": lambda stage, block: f"conv{stage + 1}_block{block + 1}_out",
+    "keras, nested": lambda stage, block: f"backbone/conv{stage + 1}_block{block + 1}_out",
 }
 
 

@@ -10,7 +10,7 @@ sys.path.append(str(CONFORMANCE))
 PACKAGES = ("fastreid", "mmcv", "pytorchvideo", "slowfast", "timm", "torch")
 MISSING = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
 
-collect_ignore = ["test_peers.py"] if MISSING else []
+collect_ignore = ["test_peers.py", "test_live_checkpoints.py"] if MISSING else []
 
 
 def pytest_terminal_summary(terminalreporter):

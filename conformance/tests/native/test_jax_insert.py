@@ -1,0 +1,626 @@
+"""Blocks in networks of Flax modules: insertion, removal, what they attend to, and folded norms."""
+
+import copy
+import pickle
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import nonlocal_core as nlc
+from nonlocal_jax import NonLocalBlock, attention_of, check_identity, insert_nonlocal, remove_nonlocal
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_fast():
+    """Spare XLA most of its optimisations: every program here runs once or twice."""
+    jax.config.update("jax_disable_most_optimizations", True)  # noqa: FBT003 - it has no other form
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)  # noqa: FBT003
+
+
+class Unit(nnx.Module):
+    """A residual unit with all that has a mode."""
+
+    def __init__(self, channels, rngs):
+        self.conv = nnx.Conv(channels, channels, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(channels, rngs=rngs)
+        self.dropout = nnx.Dropout(0.3, rngs=rngs)
+
+    def __call__(self, x, scale=1.0):
+        return x + scale * self.dropout(nnx.relu(self.norm(self.conv(x))))
+
+
+class Pair(nnx.Module):
+    def __call__(self, x):
+        return x, x
+
+
+class Network(nnx.Module):
+    """Every kind of place: in a list, in a dict, never called, called twice, and with results that are no features."""
+
+    def __init__(self, rngs):
+        self.stem = nnx.Sequential(nnx.Conv(3, 6, (3, 3), rngs=rngs), nnx.relu)
+        self.stages = nnx.List([Unit(6, rngs), Unit(6, rngs)])
+        self.heads = nnx.Dict(classes=nnx.Linear(6, 5, rngs=rngs))
+        self.twice = nnx.Conv(6, 6, (1, 1), rngs=rngs)
+        self.never = nnx.Conv(6, 6, (1, 1), rngs=rngs)
+        self.pair = Pair()
+
+    def __call__(self, x, flip=False):
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x, scale=-1.0 if flip else 1.0)
+        x, _ = self.pair(self.twice(self.twice(x)))
+        return self.heads["classes"](x.mean(axis=(1, 2)))
+
+
+def randomise(module, seed=0, kinds=(nnx.Param, nnx.BatchStat)):
+    """Give every parameter and statistic a value of its own."""
+    rng = np.random.default_rng(seed)
+    state = nnx.state(module, nnx.Any(*kinds))
+    nnx.update(module, jax.tree.map(lambda a: jnp.asarray(rng.uniform(0.1, 0.6, a.shape), a.dtype), state))
+
+
+def network(seed=0):
+    model = Network(nnx.Rngs(seed))
+    randomise(model, seed)
+    return model
+
+
+def images(*shape, seed=1):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(*shape, 3)), jnp.float32)
+
+
+X = images(2, 7, 5)
+
+
+def insert(model, after=("stages.0",), example_input=X, seed=9, **options):
+    return insert_nonlocal(model, after, rngs=nnx.Rngs(seed), example_input=example_input, **options)
+
+
+def with_blocks(after=("stages.0",), **options):
+    """Return a network with blocks that add something."""
+    model = network()
+    insert(model, after, **options)
+    randomise(model, seed=3)
+    return model
+
+
+def state_of(model):
+    """Return what a call may change or an optimiser trains, by its path."""
+    state = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat, nnx.RngCount))
+    return {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state)}
+
+
+def assert_equal(actual, expected):
+    """Compare two dicts of arrays, bit for bit."""
+    assert list(actual) == list(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def call(model, x):
+    return model(x)
+
+
+run = nnx.jit(call)  # networks of equal graphs share what is compiled
+
+
+# What insertion leaves as it was
+
+
+@pytest.mark.parametrize(
+    ("mode", "norm", "training"),
+    [
+        ("jit", None, True),
+        ("jit", None, False),
+        ("jit", "batch", True),
+        ("jit", "batch", False),
+        ("eager", "batch", True),
+    ],
+)
+def test_a_network_with_new_blocks_computes_what_it_did_bit_for_bit(mode, norm, training):
+    before, after = network(), network()
+    insert(after, ["stem.layers.0", "stages.1", "stages.1.conv"], norm=norm)
+    for model in (before, after):
+        model.set_attributes(deterministic=not training, use_running_average=not training)
+    function = {"jit": run, "eager": call}[mode]
+    assert np.array_equal(function(before, X), function(after, X))
+    inserted = state_of(after)
+    assert_equal({name: inserted[name] for name in state_of(before)}, state_of(before))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_insertion_changes_nothing_of_the_backbone(mode):
+    model = network()
+    getattr(model, mode)()
+    before, graph = state_of(model), nnx.graphdef(network())
+    insert(model, ["stages.0", "stem.layers.0"])
+    after = state_of(model)
+    assert_equal({name: a for name, a in after.items() if "nonlocal_block" not in name}, before)
+    assert {name.partition(".nonlocal_block")[0] for name in set(after) - set(before)} == {"stages.0", "stem.layers.0"}
+    remove_nonlocal(model)
+    model.train()
+    assert nnx.graphdef(model) == graph
+
+
+def test_weights_of_the_backbone_are_loaded_as_before():
+    saved = nnx.state(network(seed=5))
+    model = with_blocks()
+    nnx.update(model, saved)
+    assert_equal({name: state_of(model)[name] for name in state_of(network(seed=5))}, state_of(network(seed=5)))
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("train", False), ("eval", True)])
+def test_a_block_is_in_the_mode_of_its_network(mode, expected):
+    model = network()
+    getattr(model, mode)()
+    insert(model, norm="batch")
+    block = model.stages[0].nonlocal_block
+    assert block.use_running_average is expected
+    model.train()
+    assert block.use_running_average is False
+
+
+def test_a_network_without_a_mode_gets_blocks_in_training_as_new_modules_are():
+    model = nnx.Sequential(nnx.Conv(3, 6, (3, 3), rngs=nnx.Rngs(0)))
+    insert(model, ["layers.0"])
+    assert model.layers[0].nonlocal_block.use_running_average is False
+
+
+# What it gives
+
+
+def test_insertions_say_what_was_put_where():
+    model = network()
+    insertions = insert(model, ["stages.1", "stem.layers.0"], pairwise="dot_product", norm="batch")
+    assert [(i.after, i.name, i.shape) for i in insertions] == [
+        ("stages.1", "stages.1.nonlocal_block", (2, 7, 5, 6)),
+        ("stem.layers.0", "stem.layers.0.nonlocal_block", (2, 7, 5, 6)),
+    ]
+    block = model.stages[1].nonlocal_block
+    assert insertions[0].spec == block.spec == nlc.NonLocalSpec(channels=6, pairwise="dot_product", norm="batch")
+    assert insertions[0].parameters == sum(a.size for a in jax.tree.leaves(nnx.state(block, nnx.Param)))
+
+
+def test_the_rank_comes_from_what_flows_at_the_place():
+    model = nnx.Sequential(nnx.Conv(2, 4, (3, 3, 3), rngs=nnx.Rngs(0)))
+    (insertion,) = insert(model, ["layers.0"], jnp.ones((1, 4, 5, 7, 2)), subsample=(1, 2, 2))
+    assert insertion.shape == (1, 4, 5, 7, 4)
+
+
+@pytest.mark.parametrize(
+    "example",
+    [X, np.asarray(X), (X, True), {"x": X, "flip": True}, jax.ShapeDtypeStruct(X.shape, X.dtype)],
+    ids=["array", "numpy", "positional", "keywords", "shape"],
+)
+def test_an_example_may_be_given_in_every_way_of_a_call(example):
+    (insertion,) = insert(network(), example_input=example)
+    assert insertion.shape == (2, 7, 5, 6)
+
+
+def test_a_symbolic_size_is_reported_as_unknown():
+    batch, height = jax.export.symbolic_shape("b,h")
+    (insertion,) = insert(network(), example_input=jax.ShapeDtypeStruct((batch, height, 5, 3), jnp.float32))
+    assert (insertion.shape, insertion.flops) == ((None, None, 5, 6), None)
+
+
+def test_dtypes_and_the_method_reach_the_block():
+    model = network()
+    insert(model, method="streamed", dtype=jnp.bfloat16, param_dtype=jnp.float16)
+    block = model.stages[0].nonlocal_block
+    assert (block.method, block.dtype) == ("streamed", jnp.bfloat16)
+    assert {a.dtype.name for a in jax.tree.leaves(nnx.state(block))} == {"float16"}
+
+
+def test_a_block_takes_what_its_place_gives():
+    model = with_blocks(["stem.layers.0", "stages.0"])
+    stem, stage = model.stem.layers[0].nonlocal_block, model.stages[0].nonlocal_block
+    model.eval()
+    z = model.stem.layers[0](X)
+    bare = nnx.clone(model)
+    remove_nonlocal(bare)
+    assert np.array_equal(z, stem(bare.stem.layers[0](X)))
+    assert np.array_equal(model.stages[0](z), stage(bare.stages[0](z)))
+    assert not np.array_equal(run(model, X), run(bare, X))
+
+
+# Copies, files and transformations
+
+
+def test_the_optimiser_trains_new_blocks():
+    model = network()
+    insert(model, pairwise="dot_product")
+    before = state_of(model)
+    optimizer = nnx.Optimizer(model, optax.sgd(1e-3), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer):
+        gradients = nnx.grad(lambda model: jnp.mean(jnp.square(model(X))))(model)
+        optimizer.update(model, gradients)
+        return gradients
+
+    gradients, block = state_of(step(model, optimizer)), "stages.0.nonlocal_block."
+    assert set(gradients) == {name for name in before if not name.endswith(("mean", "var", "count"))}
+    # W_z is zero at the start, and alone has a gradient.
+    moved = {
+        name for name, array in state_of(model).items() if block in name and not np.array_equal(array, before[name])
+    }
+    assert moved == {f"{block}out.weight", f"{block}out.bias"}
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, nnx.clone])
+def test_a_copy_computes_the_same_with_blocks_of_its_own(copied):
+    model = with_blocks()
+    model.eval()
+    twin = copied(model)
+    expected = run(model, X)
+    assert np.array_equal(run(twin, X), expected)
+    randomise(twin.stages[0].nonlocal_block, seed=8)
+    assert not np.array_equal(run(twin, X), expected)
+    assert np.array_equal(run(model, X), expected)
+    remove_nonlocal(twin)
+    assert hasattr(model.stages[0], "nonlocal_block")
+
+
+def test_networks_and_their_graphs_can_be_pickled():
+    model = nnx.Sequential(nnx.Conv(3, 6, (3, 3), rngs=nnx.Rngs(0)))  # JAX's own relu cannot
+    insert(model, ["layers.0"])
+    randomise(model)
+    twin, graph = (pickle.loads(pickle.dumps(value)) for value in (model, nnx.graphdef(model)))  # noqa: S301 - its own
+    assert nnx.graphdef(twin) == graph == nnx.graphdef(model)
+    assert np.array_equal(run(twin, X), run(model, X))
+    remove_nonlocal(twin)
+    assert type(twin.layers[0]) is nnx.Conv
+    assert not np.array_equal(run(twin, X), run(model, X))
+
+
+def test_a_plain_dict_carries_the_state_to_an_equal_network():
+    model, twin = with_blocks(), network(seed=4)
+    insert(twin, seed=5)
+    state = nnx.state(twin)
+    nnx.replace_by_pure_dict(state, nnx.to_pure_dict(nnx.state(model)))
+    nnx.update(twin, state)
+    for each in (model, twin):
+        each.eval()
+    assert np.array_equal(run(twin, X), run(model, X))
+
+
+def test_equal_networks_with_blocks_are_traced_once():
+    traces = []
+
+    @nnx.jit
+    def traced(model, x):
+        traces.append(None)
+        return model(x)
+
+    for seed in (0, 1):
+        model = network(seed)
+        insert(model, seed=seed)
+        traced(model, X)
+    assert len(traces) == 1
+
+
+def test_a_place_keeps_its_class_and_the_signature_of_its_call():
+    model = with_blocks()
+    assert isinstance(model.stages[0], Unit)
+    assert type(model.stages[0]).__name__ == "Unit"
+    assert type(model.stages[1]) is Unit
+    assert not np.array_equal(
+        model.stages[0](jnp.ones((1, 4, 3, 6)), scale=2.0), model.stages[0](jnp.ones((1, 4, 3, 6)))
+    )
+
+
+# Removal
+
+
+def test_removal_gives_the_old_network_back():
+    model = network()
+    before, graph = state_of(model), nnx.graphdef(model)
+    insert(model, ["stages.0", "stem.layers.0"])
+    remove_nonlocal(model)
+    assert nnx.graphdef(model) == graph
+    assert_equal(state_of(model), before)
+
+
+def test_a_place_can_take_another_block_when_the_first_is_removed():
+    model = network()
+    insert(model)
+    remove_nonlocal(model)
+    (insertion,) = insert(model, subsample=2)
+    assert model.stages[0].nonlocal_block.spec == insertion.spec
+    assert insertion.spec.subsample == 2
+
+
+def test_blocks_of_the_networks_own_are_not_removed():
+    model = nnx.Sequential(NonLocalBlock(6, rngs=nnx.Rngs(0)), nnx.Conv(6, 6, (1, 1), rngs=nnx.Rngs(0)))
+    insert(model, ["layers.1"], jnp.ones((1, 4, 3, 6)))
+    remove_nonlocal(model)
+    assert isinstance(model.layers[0], NonLocalBlock)
+    with pytest.raises(ValueError, match="`model` must have at least one inserted non-local block"):
+        remove_nonlocal(model)
+
+
+# Wrong places and options
+
+
+@pytest.mark.parametrize(
+    ("after", "error", "words"),
+    [
+        ("stages.0", TypeError, "`after` must be a list of names, or positions by stage. Got 'stages.0' of type str"),
+        ([], ValueError, r"`after` must name at least one place. Got \[\]"),
+        (
+            ["stages.2"],
+            ValueError,
+            "`after` must be in the network. Got 'stages.2'; near names: 'stages",
+        ),
+        (
+            ["stem.layers.1"],
+            ValueError,
+            "be in the network. Got 'stem.layers.1'; near names: 'stem.layers",
+        ),
+        ([""], ValueError, "`after` must be in the network. Got ''"),
+        (["stages.0", "stages.0"], ValueError, "`after` must name each place once. Got 'stages.0'"),
+        (["stages"], ValueError, "`after` must be passed once in a run of the network. Got 'stages', passed 0 times"),
+        (["never"], ValueError, "`after` must be passed once in a run of the network. Got 'never', passed 0 times"),
+        (["twice"], ValueError, "`after` must be passed once in a run of the network. Got 'twice', passed 2 times"),
+        (["pair"], ValueError, "`after` must give one floating-point array .* Got 'pair', which gives tuple"),
+        (["heads.classes"], ValueError, r"Got 'heads.classes', which gives float32 of shape \(2, 5\)"),
+        ({"res3": [1]}, ValueError, "`after` must be names, since stages are known in one ResNet"),
+    ],
+)
+def test_what_is_no_place_is_refused_and_changes_nothing(after, error, words):
+    model = network()
+    before, graph = state_of(model), nnx.graphdef(model)
+    after = after if isinstance(after, str | dict) else (["stages.1", *after] if after else after)
+    with pytest.raises(error, match=words):
+        insert(model, after)
+    assert nnx.graphdef(model) == graph
+    assert_equal(state_of(model), before)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"subsample": 8}, ValueError, "`subsample` must leave at least one window on spatial axis 0. Got size 7"),
+        ({"group_size": 2}, ValueError, "`x` must have 3 spatial axes, as the options require. Got 2 spatial axes"),
+        ({"pairwise": "cosine"}, ValueError, "`pairwise` must be one of"),
+        ({"method": "sorted"}, ValueError, "`method` must be 'auto', 'pairwise' or 'streamed'"),
+        ({"channels": 6}, TypeError, "multiple values for argument 'channels'"),
+        ({"subsampel": 2}, TypeError, "unexpected keyword argument 'subsampel'"),
+    ],
+)
+def test_wrong_options_are_named_and_change_nothing(options, error, words):
+    model = network()
+    graph = nnx.graphdef(model)
+    with pytest.raises(error, match=words):
+        insert(model, **options)
+    assert nnx.graphdef(model) == graph
+
+
+def test_a_place_takes_one_block():
+    model = with_blocks()
+    graph = nnx.graphdef(model)
+    with pytest.raises(ValueError, match=r"`after` must have no block yet.*'stages.0', which has one"):
+        insert(model, ["stages.1", "stages.0"])
+    assert nnx.graphdef(model) == graph
+
+
+@pytest.mark.parametrize("function", [remove_nonlocal, check_identity, partial(attention_of, x=X), insert])
+def test_a_model_must_be_a_module(function):
+    with pytest.raises(TypeError, match=r"`model` must be a flax.nnx.Module. Got 3 of type int"):
+        function(3)
+
+
+# Identity
+
+
+def test_new_blocks_pass_the_check_of_identity():
+    model = network()
+    insert(model, ["stages.0", "stages.1"], norm="batch")
+    assert check_identity(model) is None
+
+
+@pytest.mark.parametrize(("norm", "name"), [(None, "out.weight"), ("batch", "norm.weight")])
+def test_a_network_that_initialises_all_its_parameters_again_is_noticed(norm, name):
+    model = network()
+    insert(model, norm=norm)
+    key = jax.random.key(0)
+    nnx.update(model, jax.tree.map(lambda a: jax.random.normal(key, a.shape), nnx.state(model, nnx.Param)))
+    with pytest.raises(
+        ValueError, match=f"must have blocks that are the identity.*{name} of 'stages.0.nonlocal_block'"
+    ):
+        check_identity(model)
+
+
+def test_a_network_without_blocks_has_no_identity_to_check():
+    with pytest.raises(ValueError, match="`model` must have at least one non-local block"):
+        check_identity(network())
+
+
+# A ResNet with the names of torchvision's
+
+
+class Bottleneck(nnx.Module):
+    def __init__(self, channels, inner, out, stride, rngs):
+        self.conv1 = nnx.Conv(channels, inner, (1, 1), use_bias=False, rngs=rngs)
+        self.conv2 = nnx.Conv(inner, inner, (3, 3), strides=stride, use_bias=False, rngs=rngs)
+        self.conv3 = nnx.Conv(inner, out, (1, 1), use_bias=False, rngs=rngs)
+        self.bn3 = nnx.BatchNorm(out, rngs=rngs)
+        changes = stride > 1 or channels != out
+        self.downsample = (
+            nnx.Conv(channels, out, (1, 1), strides=stride, use_bias=False, rngs=rngs) if changes else None
+        )
+
+    def __call__(self, x):
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return nnx.relu(self.bn3(self.conv3(nnx.relu(self.conv2(self.conv1(x))))) + shortcut)
+
+
+class ResNet(nnx.Module):
+    def __init__(self, width, rngs):
+        self.conv1 = nnx.Conv(3, width, (7, 7), strides=2, rngs=rngs)
+        channels = width
+        for stage, depth in enumerate((3, 4, 6, 3), 1):
+            inner, blocks = width * 2 ** (stage - 1), nnx.List()
+            for index in range(depth):
+                blocks.append(Bottleneck(channels, inner, 4 * inner, 1 + (index == 0 < stage - 1), rngs))
+                channels = 4 * inner
+            setattr(self, f"layer{stage}", blocks)
+        self.fc = nnx.Linear(channels, 5, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.conv1(x)
+        for stage in range(1, 5):
+            for block in getattr(self, f"layer{stage}"):
+                x = block(x)
+        return self.fc(x.mean(axis=(1, 2)))
+
+
+def test_the_papers_five_blocks_find_their_places_in_a_resnet_50():
+    model, x = ResNet(2, nnx.Rngs(0)), images(2, 35, 29)
+    expected = run(model, x)
+    insertions = insert(model, nlc.recipes.positions(50, 5), x, subsample=2, norm="batch")
+    assert [(i.after, i.shape[1:]) for i in insertions] == [
+        ("layer2.1", (9, 8, 16)),
+        ("layer2.3", (9, 8, 16)),
+        ("layer3.1", (5, 4, 32)),
+        ("layer3.3", (5, 4, 32)),
+        ("layer3.5", (5, 4, 32)),
+    ]
+    assert np.array_equal(run(model, x), expected)
+
+
+def test_five_blocks_add_the_papers_parameters_to_a_resnet_50():
+    model = nnx.eval_shape(lambda: ResNet(64, nnx.Rngs(0)))
+    shape = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    insertions = insert(model, nlc.recipes.positions(50, 5), shape, norm="batch")
+    assert sum(i.parameters for i in insertions) == pytest.approx(7.36e6, rel=1e-3)
+
+
+# What blocks attend to
+
+
+@pytest.mark.parametrize("block", [None, "stages.0", "stages.0.nonlocal_block"])
+@pytest.mark.parametrize("positions", [None, [34, 0]])
+def test_attention_is_that_of_the_block_on_what_entered_it(positions, block):
+    model = with_blocks(subsample=2)
+    found = attention_of(model, X, block, positions)
+    model.eval()
+    bare = copy.deepcopy(model)
+    remove_nonlocal(bare)
+    entered = bare.stages[0](bare.stem(X))
+    expected = model.stages[0].nonlocal_block.attention(entered, positions)
+    assert isinstance(found.weights, np.ndarray)
+    assert np.array_equal(found.weights, expected)
+    assert (found.sizes, found.spec) == ((7, 5), model.stages[0].nonlocal_block.spec)
+    assert found.positions.tolist() == (list(range(35)) if positions is None else positions)
+
+
+def test_looking_at_attention_changes_nothing():
+    model = with_blocks(norm="batch")
+    before, graph = state_of(model), nnx.graphdef(model)
+    attention_of(model, X)
+    assert nnx.graphdef(model) == graph
+    assert_equal(state_of(model), before)
+
+
+class Masked(nnx.Module):
+    """A network with a block of its own, called inside a transformation, with a mask."""
+
+    def __init__(self, transform, rngs):
+        self.block = NonLocalBlock(3, subsample=2, pairwise="dot_product", rngs=rngs)
+        self.transform = transform
+
+    def __call__(self, x, key_mask=None):
+        return self.transform(lambda block, x: block(2 * x, key_mask=key_mask))(self.block, x)
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, nnx.jit, nnx.remat], ids=["eager", "jit", "remat"])
+def test_attention_heeds_the_mask_that_the_network_gives(transform):
+    model = Masked(transform, nnx.Rngs(0))
+    randomise(model)
+    key_mask = np.random.default_rng(2).random((2, 7, 5)) < 0.4
+    found = attention_of(model, (X, key_mask), positions=[3])
+    assert np.array_equal(found.weights, model.block.attention(2 * X, [3], key_mask))
+    assert not np.array_equal(found.weights, attention_of(model, X, positions=[3]).weights)
+    by_name = attention_of(model, {"x": X, "key_mask": key_mask}, "block", [3])
+    assert np.array_equal(by_name.weights, found.weights)
+
+
+def test_attention_of_a_narrow_computation_is_float32():
+    model = Masked(lambda f: f, nnx.Rngs(0))
+    randomise(model)
+    found = attention_of(model, X.astype(jnp.bfloat16))
+    assert found.weights.dtype == np.float32
+    assert np.array_equal(found.weights, model.block.attention(2 * X.astype(jnp.bfloat16)).astype(np.float32))
+
+
+class Repeated(nnx.Module):
+    def __init__(self, rngs):
+        self.block, self.idle = NonLocalBlock(3, rngs=rngs), NonLocalBlock(3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.block(self.block(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "block", "words"),
+    [
+        (
+            network,
+            None,
+            "be the name of a non-local block or of the place before it. Got None; blocks: none",
+        ),
+        (partial(Repeated, nnx.Rngs(0)), None, "Got None; blocks: 'block', 'idle'"),
+        (partial(Repeated, nnx.Rngs(0)), "blok", "Got 'blok'; blocks: 'block', 'idle'"),
+        (partial(Repeated, nnx.Rngs(0)), "block", "`block` must be passed once .* Got 'block', passed 2 times"),
+        (partial(Repeated, nnx.Rngs(0)), "idle", "`block` must be passed once .* Got 'idle', passed 0 times"),
+        (with_blocks, "stages.1", "Got 'stages.1'; blocks: 'stages.0.nonlocal_block'"),
+    ],
+)
+def test_a_block_whose_attention_is_not_clear_is_refused(model, block, words):
+    with pytest.raises(ValueError, match=words):
+        attention_of(model(), X, block)
+
+
+# Folded norms
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("norm", ["batch", "affine"])
+def test_a_folded_norm_computes_the_same(norm, bias):
+    block = NonLocalBlock(6, norm=norm, bias=bias, pairwise="dot_product", method="reassociated", rngs=nnx.Rngs(0))
+    randomise(block)
+    block.eval()
+    folded, x = block.fold_norm(), images(2, 7, 5) @ jnp.ones((3, 6)) + jnp.arange(6)
+    expected = block(x)
+    assert folded.spec == block.spec.replace(norm=None, bias={**block.spec.bias, "out": True})
+    assert (folded.method, folded.use_running_average) == ("reassociated", True)
+    np.testing.assert_allclose(folded(x), expected, rtol=0, atol=8 * np.finfo("float32").eps * np.abs(expected).max())
+
+
+def test_a_folded_block_keeps_the_dtypes_of_its_parameters():
+    block = NonLocalBlock(6, norm="batch", dtype=jnp.float16, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    folded = block.fold_norm()
+    assert {a.dtype.name for a in jax.tree.leaves(nnx.state(folded))} == {"bfloat16"}
+    assert folded.dtype == jnp.float16
+
+
+def test_a_folded_block_serves_in_the_place_of_the_old_one():
+    model = with_blocks(norm="batch")
+    model.eval()
+    expected = run(model, X)
+    model.stages[0].nonlocal_block = model.stages[0].nonlocal_block.fold_norm()
+    assert nnx.state(model.stages[0].nonlocal_block, nnx.BatchStat) == nnx.State({})
+    np.testing.assert_allclose(run(model, X), expected, rtol=1e-5)
+    remove_nonlocal(model)
+
+
+def test_a_block_without_norm_has_nothing_to_fold():
+    with pytest.raises(ValueError, match="`norm` must be 'batch' or 'affine' to be folded"):
+        NonLocalBlock(6, rngs=nnx.Rngs(0)).fold_norm()
