@@ -88,8 +88,8 @@ five = nlc.recipes.positions(depth=50, blocks=5)
 print(five)
 insertions = insert_nonlocal(model, five, example_input=images, subsample=2, norm="batch")
 print(*insertions, sep="\n")
-added = sum(insertion.parameters for insertion in insertions)
-print(f"{added:,} parameters on top of {sum(a.numel() for a in backbone.values()):,}")
+added, total = sum(insertion.parameters for insertion in insertions), sum(a.numel() for a in model.parameters())
+print(f"{added:,} parameters on top of {total - added:,}")
 
 # %%
 # The network is what it was
@@ -156,7 +156,7 @@ print("same names:", list(model.state_dict()) == list(backbone))
 # A Keras model does not change: a new one is made of the same layers, with a layer ``<place>_nonlocal_block`` after
 # each place. Both share their weights. No example input is needed, since a Keras model knows its shapes.
 
-base = keras.applications.ResNet50(weights=None, input_shape=(None, None, 3))
+base = keras.applications.ResNet50(weights=None, input_shape=(96, 64, 3))
 model, insertions = nonlocal_tensorflow.insert_nonlocal(base, five, subsample=2, norm="batch")
 print(*insertions, sep="\n")
 added = sum(insertion.parameters for insertion in insertions)

@@ -1,5 +1,5 @@
 """Use from plain JAX
-=================
+==================
 
 The block is also a pure function: arrays and parameters in, an array out. It needs no module system, so it goes into
 any JAX program, and ``jax.jit``, ``jax.grad``, ``jax.vmap`` and sharding do with it what they do with every function.
