@@ -12,6 +12,8 @@ REPORT := benchmarks/html/index.html
 # The modules of a backend whose framework is missing have no examples to run. The one test in the suite folder is
 # for `nonlocal conformance`; the drivers of the peers need what only `make peers` installs.
 IGNORED := conformance/nonlocal_conformance/suite conformance/peers
+# Each process holds three frameworks, in 2 GB or so.
+WORKERS ?= 2
 DOCTESTS := --doctest-modules --doctest-ignore-import-errors $(IGNORED:%=--ignore=%)
 
 # uv does not read the settings of pip.
@@ -31,7 +33,7 @@ demo: $(DEMO) ## denoise a photograph with every installed backend and draw demo
 	$(BIN)/nonlocal demo $(ARGS)
 
 test: $(TEST) ## run the examples of the docstrings and the whole test suite; ARGS are given to pytest
-	$(BIN)/pytest $(DOCTESTS) nonlocal_core backends conformance $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(DOCTESTS) nonlocal_core backends conformance $(ARGS)
 
 peers: $(PEERS) ## run the suite on other implementations of the block and write docs/peers.md
 	PYTHONPATH=conformance $(BIN)/python -m peers > .venv/peers.md

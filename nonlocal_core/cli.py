@@ -17,7 +17,8 @@ GROUP = "nonlocal_core.commands"
 """The entry-point group; an entry names a function `add_parser(subparsers)`.
 
 It adds its parser and calls `parser.set_defaults(run=...)` with a function from the parsed arguments to the
-exit status. It is called whichever command is run, so its module must be light to import.
+exit status; with a default for `passed_on` it finds there, as a list, what follows "--". It is called whichever
+command is run, so its module must be light to import.
 """
 
 _USAGE = 2
@@ -58,8 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, entry in sorted({entry.name: entry for entry in entry_points(group=GROUP)}.items()):
         _add(name, entry, subparsers)
+    words = sys.argv[1:] if argv is None else list(argv)
+    # Split here: argparse takes what follows -- for the command only where no option stands before it.
+    end = words.index("--") if "--" in words else len(words)
     try:
-        args = parser.parse_args(argv)
+        args = parser.parse_args(words[:end])
+        if hasattr(args, "passed_on"):
+            args.passed_on = words[end + 1 :]
+        elif end < len(words):
+            parser.error("this command takes nothing after --")
         return int(args.run(args))
     except UsageError as error:
         sys.stderr.write(f"nonlocal: error: {error}\n")

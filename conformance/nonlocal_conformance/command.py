@@ -25,8 +25,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("backend", help="the name of an installed backend, such as numpy, or package.module:Driver")
     parser.add_argument("--device", default="cpu", help="where it computes: cpu (default), cuda, ...")
     parser.add_argument("--expected-failures", metavar="FILE", help="a file of lines `check  # reason` that must fail")
-    parser.add_argument("pytest", nargs="*", help=argparse.SUPPRESS)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, passed_on=[])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,4 +46,4 @@ def run(args: argparse.Namespace) -> int:
     options += ["nonlocal_conformance.suite.test_conformance", "--backend", args.backend, "--device", args.device]
     if args.expected_failures:
         options += ["--expected-failures", args.expected_failures]
-    return int(pytest.main([*options, *args.pytest]))
+    return int(pytest.main([*options, *args.passed_on]))

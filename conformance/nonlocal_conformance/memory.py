@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +18,7 @@ def peak_resident(call: Callable[[], T]) -> tuple[T, int | None]:
     Only Linux tells the peak of a span of time; elsewhere the second value is None. Below about a megabyte
     the pages that the allocator keeps hide the answer.
     """
+    gc.collect()  # what is given back meanwhile would hide what the call takes
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     try:
         reset.write_text("5", encoding="ascii")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from nonlocal_conformance.capabilities import CAPABILITIES
 from nonlocal_conformance.cases import CASES, Case
 from nonlocal_core import NonLocalSpec
+from nonlocal_core.errors import fail_type, fail_value
 from nonlocal_core.planning import METHODS, serves
 
 __all__ = ["CHECKS", "Bound", "Check", "Unsupported", "bind", "check", "methods_of"]
@@ -66,6 +69,9 @@ class Bound:
 
 CHECKS: dict[str, Check] = {}
 
+_WITHOUT_METHOD = ("large", "functions", "errors")
+"""The capabilities that say how the methods of a driver behave."""
+
 NARROW_CASES = ("_2d", "_pooled_input", "_masked_projection", "_training", "_space")
 """The endings of the cases that also run in the narrower dtypes."""
 
@@ -87,8 +93,30 @@ def bind(driver: Any) -> list[Bound]:
 
     The widest dtype of the driver runs every case; the others run a selection. A driver whose implementation can
     express few of `CASES` has cases of its own, in an attribute `cases`.
+
+    Raises:
+        TypeError: if the driver is a class, or lacks an attribute or a method that it must have.
+        ValueError: if it names a capability that there is not.
     """
+    _check_driver(driver)
     return list(_bind(driver))
+
+
+def _check_driver(driver: Any) -> None:
+    """Check what a driver says of itself: a check for which it lacks something would not run, and nobody would see."""
+    if isinstance(driver, type):
+        raise fail_type("driver", "be an instance of a driver class", driver)
+    missing = [name for name in ("name", "dtypes", "methods", "capabilities", "block") if not hasattr(driver, name)]
+    if missing:
+        message = f"`driver` must have the attributes of a driver. Got {type(driver).__name__} without {missing}."
+        raise TypeError(message)
+    for name in sorted(driver.capabilities):
+        if name not in CAPABILITIES:
+            near = difflib.get_close_matches(name, CAPABILITIES, cutoff=0.3)
+            raise fail_value("capabilities", f"be some of {', '.join(CAPABILITIES)}", f"{name!r}; near names: {near}")
+        if name not in _WITHOUT_METHOD and not callable(getattr(driver, name, None)):
+            message = f"`driver` must have a method for each of its capabilities. Got none for {name!r}."
+            raise TypeError(message)
 
 
 def methods_of(driver: Any, spec: NonLocalSpec) -> tuple[str, ...]:

@@ -336,6 +336,34 @@ def test_what_the_command_is_told_to_test_must_be_there(arguments, message, caps
 # Drivers and capabilities
 
 
+class Misspelt(Small):
+    capabilities = frozenset({"vpj"})
+
+
+class Boastful(Small):
+    capabilities = frozenset({"hvp"})
+
+
+class Bare:
+    dtypes = ("float64",)
+
+
+@pytest.mark.parametrize(
+    ("driver", "error", "words"),
+    [
+        (Misspelt(), ValueError, "`capabilities` must be some of vjp, .* Got 'vpj'; near names: .*'vjp'"),
+        (Boastful(), TypeError, "`driver` must have a method for each of its capabilities. Got none for 'hvp'"),
+        (Bare(), TypeError, r"`driver` must have .* Got Bare without \['name', 'methods', 'capabilities', 'block'\]"),
+        (Small, TypeError, "`driver` must be an instance of a driver class"),
+        ("jax", TypeError, "`driver` must have the attributes of a driver. Got str without"),
+    ],
+    ids=["capability", "method", "attributes", "class", "name"],
+)
+def test_a_driver_that_would_lose_checks_is_refused(driver, error, words):
+    with pytest.raises(error, match=words):
+        run_checks(driver)
+
+
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_a_driver_declares_capabilities_that_exist_and_has_their_methods(driver):
     assert driver.capabilities <= CAPABILITIES.keys()

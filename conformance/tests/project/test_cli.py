@@ -215,3 +215,19 @@ def test_a_backend_that_is_seen_twice_is_one_backend(entries):
     address = "nonlocal_conformance.drivers.numpy:NumpyDriver"
     entries(("toy", address), ("toy", address))
     assert [driver.name for driver in backends.available()[0]] == ["numpy"]
+
+
+@pytest.mark.parametrize(
+    "words", [["numpy", "--device", "cpu"], ["--device", "cpu", "numpy"]], ids=["backend first", "option first"]
+)
+def test_what_follows_two_dashes_goes_to_pytest_wherever_the_options_stand(words):
+    program = [sys.executable, "-c", "import sys; from nonlocal_core.cli import main; sys.exit(main())", "conformance"]
+    passed_on = ["--collect-only", "-q", "-k", "determinism"]
+    done = subprocess.run([*program, *words, "--", *passed_on], capture_output=True, text=True, check=True)
+    assert "numpy-determinism-" in done.stdout
+    assert "numpy-gradients-" not in done.stdout
+
+
+def test_two_dashes_are_refused_by_a_command_that_passes_nothing_on(capsys):
+    assert cli.main(["cost", "--shape", "1x5x4", "--", "-q"]) == 2
+    assert "this command takes nothing after --" in capsys.readouterr().err
