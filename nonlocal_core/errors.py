@@ -24,6 +24,9 @@ __all__ = [
 Size = int | None
 """A size of an axis; None where it is unknown or symbolic."""
 
+_LONGEST = 200
+"""How many characters of what was given an error shows."""
+
 
 def fail_value(name: str, rule: str, got: object) -> ValueError:
     """Return the error for an argument whose value cannot serve."""
@@ -31,8 +34,10 @@ def fail_value(name: str, rule: str, got: object) -> ValueError:
 
 
 def fail_type(name: str, rule: str, got: object) -> TypeError:
-    """Return the error for an argument of a wrong type; `got` is shown by its type."""
-    return TypeError(f"`{name}` must {rule}. Got {got!r} of type {type(got).__name__}.")
+    """Return the error for an argument of a wrong type; `got` is shown by its type, and an array by its shape."""
+    shown = f"shape {tuple(got.shape)}" if hasattr(got, "shape") else repr(got)
+    shown = shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."
+    return TypeError(f"`{name}` must {rule}. Got {shown} of type {type(got).__name__}.")
 
 
 def check_int(name: str, value: Any, rule: str = "be a positive int", *, least: int = 1) -> int:

@@ -89,7 +89,7 @@ def resolve_places(after: Sequence[str] | Positions, names: Collection[str]) -> 
     """
     if isinstance(after, Mapping):
         after = places(names, after)
-    elif isinstance(after, str) or not isinstance(after, Sequence):
+    elif isinstance(after, str) or not isinstance(after, Sequence) or not all(isinstance(one, str) for one in after):
         raise fail_type("after", "be a list of names, or positions by stage", after)
     if not after:
         raise fail_value("after", "name at least one place", repr(after))

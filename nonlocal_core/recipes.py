@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from nonlocal_core.errors import check_choice, fail_value
+from nonlocal_core.errors import check_choice, check_int, fail_type, fail_value
 
 __all__ = ["places", "positions"]
 
@@ -83,6 +83,7 @@ def places(names: Iterable[str], where: Positions) -> list[str]:
         The names, in the order of the network.
 
     Raises:
+        TypeError: if the indices of a stage are no list of ints.
         ValueError: if the names are of no known ResNet, or of several, or a stage or an index is not there.
 
     Example:
@@ -101,9 +102,13 @@ def places(names: Iterable[str], where: Positions) -> list[str]:
         raise fail_value("after", f"have stages among {', '.join(_STAGES)}", repr(unknown[0]))
     chosen = []
     for stage, names_of_stage in zip(_STAGES, stages, strict=True):
-        for index in where.get(stage, ()):
-            if not 0 <= index < len(names_of_stage):
-                raise fail_value("after", f"have indices below {len(names_of_stage)} in {stage}", index)
+        indices = where.get(stage, ())
+        if isinstance(indices, str) or not isinstance(indices, Sequence):
+            raise fail_type("after", "have a list of indices for each stage", indices)
+        rule = f"have indices below {len(names_of_stage)} in {stage}"
+        for index in indices:
+            if check_int("after", index, rule, least=0) >= len(names_of_stage):
+                raise fail_value("after", rule, index)
             chosen.append(names_of_stage[index])
     return chosen
 

@@ -13,6 +13,7 @@ from flax import nnx
 from jax import Array
 
 from nonlocal_core.checks import check_params
+from nonlocal_core.errors import check_floating, fail_type
 from nonlocal_core.folding import fold_norm
 from nonlocal_core.options import SpecOptions
 from nonlocal_core.parameters import STATISTICS, initial_moments, param_shapes
@@ -67,6 +68,11 @@ class NonLocalBlock(nnx.Module):
         """Create the parameters; see the class for the arguments."""
         self.spec, self.method = NonLocalSpec(channels=channels, **options), method
         check_method(method, self.spec.pairwise)
+        if not isinstance(rngs, nnx.Rngs):
+            raise fail_type("rngs", "be a flax.nnx.Rngs", rngs)
+        for argument, value in (("dtype", dtype), ("param_dtype", param_dtype)):
+            if value is not None:
+                check_floating(argument, jnp.dtype(value).name)
         self.dtype, self.param_dtype = dtype, param_dtype
         self.use_running_average = False
         layers: dict[str, dict[str, Any]] = {}

@@ -229,6 +229,8 @@ class NonLocalBlock(nn.Module):
     def _check(self, x: Tensor, key_mask: Tensor | None, training: bool) -> Sets:
         if not isinstance(x, Tensor):
             raise fail_type("x", "be a torch.Tensor", x)
+        if not isinstance(key_mask, Tensor | None):
+            raise fail_type("key_mask", "be a torch.Tensor or None", key_mask)
         shape = (*x.shape[:1], *x.shape[2:], *x.shape[1:2])
         check_arrays(self.spec, shape, x, key_mask, training=training)
         return self.spec.sets(x.shape[2:])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, Unpack
 
-from torch import Tensor, nn
+from torch import nn
 
 from nonlocal_core.errors import fail_value
 from nonlocal_core.insertion import CHILD, Insertion, check_flow, fail_taken, resolve_places
@@ -32,6 +33,8 @@ def insert_nonlocal(
 ) -> list[Insertion]:
     """Put new non-local blocks into a network, in place; what it computes stays the same until they are trained.
 
+    That holds unless `zero_init=False` or `residual=False` is given.
+
     A block becomes the child `nonlocal_block` of the module after which it stands, so that all other names in the
     state of the network stay as they were. It has the device of what flows there, the dtype of the parameters there
     and the mode of the module. Insert before an optimiser, a compiler or a wrapper for several devices takes the
@@ -40,8 +43,8 @@ def insert_nonlocal(
     Args:
         model: the network.
         after: the names of modules, such as "layer3.4", or the places that `nonlocal_core.recipes.positions` gives.
-        example_input: what the network is run on once, in evaluation, to see what flows at the places: a tensor, a
-            tuple of positional arguments, or a dict of keyword arguments.
+        example_input: what the network is run on, in evaluation, to see what flows at the places: a tensor, a
+            tuple of positional arguments, or a dict of keyword arguments. What flows must have a batch axis.
         method: as in `NonLocalBlock`.
         **options: the options of `nonlocal_core.NonLocalSpec` but `channels`, which is seen.
 
@@ -67,7 +70,10 @@ def insert_nonlocal(
     modules = dict(model.named_modules(remove_duplicate=isinstance(after, Mapping)))
     modules.pop("")
     places = resolve_places(after, modules)
-    seen = _seen(model, {place: modules[place] for place in places}, example_input)
+    hosts = {place: modules[place] for place in places}
+    _check_free(hosts)
+    seen = {place: check_flow(place, flows) for place, flows in _flows(model, hosts, example_input).items()}
+    _check_children(model, hosts, example_input)
     insertions = []
     for place, x in seen.items():
         shape = (x.shape[0], *x.shape[2:], x.shape[1])
@@ -76,12 +82,12 @@ def insert_nonlocal(
         insertions.append(Insertion(place, f"{place}.{CHILD}", shape, spec))
     blocks = []
     for insertion in insertions:
-        host, x = modules[insertion.after], seen[insertion.after]
+        host, x = hosts[insertion.after], seen[insertion.after]
         tensors = chain(host.parameters(), model.parameters(), [x])
         dtype = next(a.dtype for a in tensors if a.is_floating_point())
         blocks.append(NonLocalBlock.from_spec(insertion.spec, method=method, device=x.device, dtype=dtype))
     for place, block in zip(places, blocks, strict=True):
-        _put(modules[place], block.train(modules[place].training))
+        _put(hosts[place], block.train(hosts[place].training))
     return insertions
 
 
@@ -111,48 +117,68 @@ def remove_nonlocal(model: nn.Module) -> None:
         _take(host)
 
 
-class _Probe(nn.Module):
-    """What stands in a place during the trial run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[Any] = []
-
-    def forward(self, x: Any) -> Any:
-        self.seen.append(x)
-        return x
+def _check_free(hosts: Mapping[str, nn.Module]) -> None:
+    """Check that no module at a place has a block, or is named twice."""
+    free: list[nn.Module] = []
+    for place, host in hosts.items():
+        if hasattr(host, CHILD) or any(host is other for other in free):
+            raise fail_taken(place)
+        free.append(host)
 
 
-def _seen(model: nn.Module, hosts: Mapping[str, nn.Module], example_input: Any) -> dict[str, Tensor]:
-    """Return what flows at each place; afterwards the network is as before."""
-    probes: dict[str, _Probe] = {}
+def _check_children(model: nn.Module, hosts: Mapping[str, nn.Module], example_input: Any) -> None:
+    """Check that what is put into the module at each place is run once."""
+    children = {place: nn.Identity() for place in hosts}
     try:
-        for place, host in hosts.items():
-            if hasattr(host, CHILD):
-                raise fail_taken(place)
-            probes[place] = _Probe()
-            _put(host, probes[place])
+        for place, child in children.items():
+            _put(hosts[place], child)
+        flows = _flows(model, children, example_input)
+    finally:
+        for host in hosts.values():
+            _take(host)
+    for place, flow in flows.items():
+        if len(flow) != 1:
+            rule = "be no module that loops over those in it, since it would run the block too"
+            raise fail_value("after", rule, f"{place!r}; name the last module in it")
+
+
+def _flows(model: nn.Module, modules: Mapping[str, nn.Module], example_input: Any) -> dict[str, list[Any]]:
+    """Return by place what comes out of each module, each time that a run of the network passes it."""
+    flows: dict[str, list[Any]] = {place: [] for place in modules}
+
+    def keep(place: str, _module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
+        flows[place].append(output)
+
+    handles = [module.register_forward_hook(partial(keep, place)) for place, module in modules.items()]
+    try:
         run_once(model, example_input)
     finally:
-        for place in probes:
-            _take(hosts[place])
-    return {place: check_flow(place, probe.seen) for place, probe in probes.items()}
+        for handle in handles:
+            handle.remove()
+    return flows
+
+
+def _is_plain(host: nn.Module) -> bool:
+    """Return whether a module runs its members in turn and does nothing else."""
+    return type(host).forward is nn.Sequential.forward
 
 
 def _put(host: nn.Module, child: nn.Module) -> None:
     """Let the output of a module pass through a child."""
     host.add_module(CHILD, child)
     # A plain Sequential runs its members, the last one after all others; a hook would run it once more.
-    hook = None if type(host).forward is nn.Sequential.forward else host.register_forward_hook(_through_child)
+    hook = None if _is_plain(host) else host.register_forward_hook(_through_child)
     # The handle goes where the module goes: read from a pickle it keeps other hooks from taking its number.
     setattr(host, _HOOK, hook)
 
 
 def _take(host: nn.Module) -> None:
-    hook = vars(host).pop(_HOOK)
-    if hook is not None:
-        hook.remove()
-    delattr(host, CHILD)
+    """Undo `_put`, where it was done."""
+    if _HOOK in vars(host):
+        hook = vars(host).pop(_HOOK)
+        if hook is not None:
+            hook.remove()
+        delattr(host, CHILD)
 
 
 def _through_child(module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> Any:

@@ -71,20 +71,21 @@ def attention_of(
     """
     blocks = _blocks(model)
     name = resolve_block(block, blocks)
-    chosen, entered = blocks[name], []
+    chosen = blocks[name]
+    found: list[tuple[Tensor, tuple[int, ...]]] = []
 
-    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        entered.append(dict(zip(("x", "key_mask"), args, strict=False)) | kwargs)
+    def look(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # At once: the network may write over what enters, and has its own autocast.
+        entered = dict(zip(("x", "key_mask"), args, strict=False)) | kwargs
+        found.append((chosen.attention(**entered, positions=positions), tuple(entered["x"].shape[2:])))
 
-    handle = chosen.register_forward_pre_hook(keep, with_kwargs=True)
+    handle = chosen.register_forward_pre_hook(look, with_kwargs=True)
     try:
         run_once(model, x)
     finally:
         handle.remove()
-    check_calls("block", name, len(entered))
-    sizes = tuple(entered[0]["x"].shape[2:])
-    with torch.no_grad():
-        weights = chosen.attention(**entered[0], positions=positions)
+    check_calls("block", name, len(found))
+    ((weights, sizes),) = found
     queries = range(weights.shape[1]) if positions is None else torch.as_tensor(positions).tolist()
     weights = weights.float() if weights.dtype == torch.bfloat16 else weights
     return AttentionMap(weights.cpu().numpy(), queries, sizes, chosen.spec)

@@ -92,6 +92,20 @@ def test_places_that_are_not_there_are_refused(names, where, words):
         recipes.places(names, where)
 
 
+@pytest.mark.parametrize(
+    ("indices", "words"),
+    [
+        (1, "a list of indices for each stage. Got 1 of type int"),
+        ("12", "a list of indices for each stage. Got '12' of type str"),
+        ([1.0], "indices below 4 in res3. Got 1.0 of type float"),
+        ([True], "indices below 4 in res3. Got True of type bool"),
+    ],
+)
+def test_indices_of_a_wrong_type_are_refused(indices, words):
+    with pytest.raises(TypeError, match=words):
+        recipes.places(network("torchvision"), {"res3": indices})
+
+
 def test_names_are_taken_as_they_are():
     assert resolve_places(("b", "a"), ["a", "b", "c"]) == ["b", "a"]
 
@@ -110,7 +124,13 @@ def test_stages_become_names():
         ({"res3": []}, ValueError, r"`after` must name at least one place"),
         (["layer3.7"], ValueError, "be in the network. Got 'layer3.7'; near names: 'layer3.[0-5]'"),
         (["layer3.4", "layer3.4"], ValueError, "name each place once. Got 'layer3.4'"),
-        ([3], ValueError, "be in the network. Got 3; near names: none"),
+        (["?"], ValueError, "be in the network. Got '\\?'; near names: none"),
+        ([3], TypeError, "be a list of names, or positions by stage. Got \\[3\\] of type list"),
+        (
+            [["layer3.4"]],
+            TypeError,
+            "be a list of names, or positions by stage. Got \\[\\['layer3.4'\\]\\] of type list",
+        ),
     ],
 )
 def test_what_names_no_place_is_refused(after, error, words):
@@ -119,13 +139,14 @@ def test_what_names_no_place_is_refused(after, error, words):
 
 
 @pytest.mark.parametrize("norm", [None, "batch"])
-def test_an_insertion_reports_what_the_cost_model_counts(norm):
-    spec = NonLocalSpec(channels=8, norm=norm)
+@pytest.mark.parametrize("pairwise", ["embedded_gaussian", "dot_product"])
+def test_an_insertion_reports_what_the_cost_model_counts(norm, pairwise):
+    spec = NonLocalSpec(channels=8, norm=norm, pairwise=pairwise)
     insertion = Insertion("layer3.4", "layer3.4.nonlocal_block", (2, 5, 7, 8), spec)
     counted = cost(spec, (2, 5, 7, 8))
     assert insertion.parameters == counted.parameters
     assert insertion.flops == min(method.flops for method in counted.methods.values())
-    assert str(insertion).startswith("layer3.4.nonlocal_block after layer3.4: embedded_gaussian, 8 channels on 5 x 7, ")
+    assert str(insertion).startswith(f"layer3.4.nonlocal_block after layer3.4: {pairwise}, 8 channels on 5 x 7, ")
     assert f"{counted.parameters:,} parameters, " in str(insertion)
 
 

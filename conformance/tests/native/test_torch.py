@@ -325,3 +325,10 @@ def test_parameters_of_a_wrong_type_are_named(change, error, words):
     block = NonLocalBlock(6)
     with pytest.raises(error, match=words):
         block.import_params({**block.export_params(), **change})
+
+
+def test_a_mask_of_another_library_is_refused():
+    with pytest.raises(
+        TypeError, match=r"`key_mask` must be a torch.Tensor or None. Got shape \(2, 5\) of type ndarray"
+    ):
+        NonLocalBlock(4)(torch.zeros(2, 4, 5), np.ones((2, 5), bool))

@@ -329,11 +329,15 @@ class Odd(nn.Module):
         self.pooled = nn.AdaptiveMaxPool2d(2, return_indices=True)
         self.looping = Looping({"first": nn.ReLU(), "second": nn.ReLU()})
         self.own = OwnSequential(nn.ReLU(), nn.ReLU())
+        self.branches = nn.ModuleList([nn.Identity(), nn.Identity()])
+        self.counted = nn.ModuleList([nn.Identity()])
         self.digit, self.flat, self.plain = Digit(), nn.Flatten(), nn.Flatten(0)
 
     def forward(self, x):
         x = self.twice(self.twice(self.listed[0](self.conv(x))))
         x = self.own(self.looping(x))
+        x = sum(branch(x) for branch in self.branches) / 2
+        x = self.counted[range(len(self.counted))[-1]](x)
         return self.pooled(x), self.digit(x), self.flat(x), self.plain(x)
 
 
@@ -364,7 +368,12 @@ ONCE = "`after` must be passed once in a run of the network. Got "
         (["twice"], f"{ONCE}'twice', passed 2 times"),
         (["never"], f"{ONCE}'never', passed 0 times"),
         (["listed"], f"{ONCE}'listed', passed 0 times"),
-        (["looping"], f"{ONCE}'looping', passed 2 times"),
+        (["branches"], f"{ONCE}'branches', passed 0 times"),
+        (["counted"], f"{ONCE}'counted', passed 0 times"),
+        (
+            ["looping"],
+            "`after` must be no module that loops over those in it.* Got 'looping'; name the last",
+        ),
         (["pooled"], f"{FLOW}'pooled', which gives tuple"),
         (["digit"], f"{FLOW}'digit', which gives int64 of shape (2, 6, 5, 7)"),
         (["flat"], f"{FLOW}'flat', which gives float32 of shape (2, 210)"),
@@ -380,7 +389,7 @@ ONCE = "`after` must be passed once in a run of the network. Got "
 def test_a_wrong_place_is_named_and_nothing_changes(after, words):
     model = Odd()
     before = state_of(model)
-    with pytest.raises(ValueError, match=f"^{words.translate({ord(c): chr(92) + c for c in '[]().;'})}"):
+    with pytest.raises(ValueError, match=f"^{words.translate({ord(c): chr(92) + c for c in '[]();'})}"):
         insert_nonlocal(model, after, example_input=IMAGES)
     torch.testing.assert_close(state_of(model), before, rtol=0, atol=0)
 
@@ -478,7 +487,7 @@ def test_a_trial_run_is_in_evaluation_and_leaves_no_trace(run):
         assert "spatial axes" in str(error)  # noqa: PT017 - what an insertion that fails leaves is compared
     handle.remove()
     torch.testing.assert_close(state_of(model), before, rtol=0, atol=0)
-    assert seen == [(False, False)]
+    assert set(seen) == {(False, False)}
     assert model.calls == 0
 
 
@@ -586,3 +595,30 @@ def test_a_block_that_runs_twice_is_refused():
         ValueError, match=r"`block` must be passed once in a run of the network\. Got '0', passed 2 times"
     ):
         attention_of(model, IMAGES, positions=[0])
+
+
+class Overwriting(nn.Module):
+    """A network that writes over what entered its block."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = NonLocalBlock(3)
+
+    def forward(self, x):
+        entered = x * 1
+        z = self.block(entered)
+        return entered.zero_() + z
+
+
+def test_attention_is_that_of_what_entered_even_if_the_network_writes_over_it():
+    model = randomised(Overwriting().eval())
+    with torch.no_grad():
+        expected = model.block.attention(IMAGES, [3])
+    np.testing.assert_array_equal(attention_of(model, IMAGES, positions=[3]).weights, expected.numpy())
+
+
+def test_a_place_in_bfloat16_takes_a_block():
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU()).bfloat16()
+    (insertion,) = insert_nonlocal(model, ["0"], example_input=IMAGES.bfloat16())
+    assert {a.dtype for a in model[0].nonlocal_block.parameters()} == {torch.bfloat16}
+    assert insertion.spec.channels == 6
