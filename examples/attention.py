@@ -72,6 +72,14 @@ for place, key, weight in zip(found.coordinates(), keys[0], weights[0], strict=T
     print(f"from {place} to {found.key_coordinates()[key].tolist()}: {weight.round(4)}")
 
 # %%
+# The map of a new block of the embedded form is one flat colour until it is trained: its embeddings start so small that
+# all keys weigh nearly the same.
+
+torch.manual_seed(0)
+new = look(NonLocalBlock(10, dtype=torch.float64), x, places).weights
+print(f"each weight is between {new.min() / new.mean():.4f} and {new.max() / new.mean():.4f} times their mean")
+
+# %%
 # Pooled keys
 # -----------
 #
@@ -115,7 +123,7 @@ figure = heatmaps(look(concatenated, x, places), photograph)
 # ----------------------------
 #
 # Figure 3 of the paper: arrows from one position to its strongest keys in all frames. The video is a crop of the
-# photograph that moves and grows.
+# photograph that moves and grows. The legend says what share of all the query's weight is in the arrows together.
 
 sides = [(200 - 10 * t, 300 - 15 * t) for t in range(5)]
 crops = [photograph[12 * t :, 24 * t :][:height, :width] for t, (height, width) in enumerate(sides)]
@@ -135,7 +143,9 @@ figure = heatmaps(found, frames=frames)
 # ------------------------
 #
 # ``attention_of`` runs a network, takes what enters the block, and returns the same map. Here two convolutions with
-# random weights turn 8 x 8 pixels into one position; that is enough for the eye to find the other eye.
+# random weights turn 8 x 8 pixels into one position; that is enough for the eye to find the other eye. The background
+# finds itself at the upper edge, and the eyes: their features point the same way and are longer, and here nothing makes
+# all lengths equal.
 
 torch.manual_seed(0)
 network = nn.Sequential(

@@ -2,11 +2,13 @@ r"""Export
 ======
 
 A trained block leaves PyTorch as an exported program or as ONNX, Keras as a SavedModel, and JAX as a serialised
-function. Each of them serves every batch and every size of image, and is compared here with the block that it came
-from, at a size that the export has not seen.
+function. Each serves all sizes from a smallest one on, which comes from the pooling of the keys and is given at its
+place, and is compared here with the block that it came from, at a size that the export has not seen.
 """
 
+import logging
 import tempfile
+import warnings
 from pathlib import Path
 
 import jax
@@ -63,8 +65,8 @@ with torch.no_grad():
 # PyTorch: torch.export
 # ---------------------
 #
-# The sizes are named, and the program then serves all of them. To PyTorch an axis of size 1 is a case of its own, in
-# the grid of pooled keys too, so the smallest size is stated.
+# The sizes are named, and the program then serves all from the smallest that is stated: to PyTorch an axis of size 1 is
+# a case of its own, in the grid of pooled keys too. With pooling by 2 these are images from 4 x 4 on.
 
 batch, height, width = (
     torch.export.Dim("batch", min=2),
@@ -85,6 +87,7 @@ with torch.no_grad():
 #
 # The same sizes, and ONNX Runtime with the optimisations that it has by default.
 
+warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)  # PyTorch's own
 onnx_program = torch.onnx.export(folded, example, dynamo=True, dynamic_shapes=sizes, verbose=False)
 onnx_program.save(folder / "block.onnx")
 session = onnxruntime.InferenceSession(folder / "block.onnx")
@@ -94,12 +97,16 @@ print(difference(np.moveaxis(z, 1, -1)))
 # %%
 # Keras: SavedModel
 # -----------------
+#
+# Sizes of None are open, down to one window of the pooling. What is loaded computes and has no gradients: the own ones
+# of the block are not saved, of which TensorFlow warns.
 
 keras_block = nonlocal_tensorflow.NonLocalBlock.from_spec(spec)
 keras_block.import_params(params)
 inputs = keras.Input((None, None, 32))
 model = keras.Model(inputs, keras_block.fold_norm()(inputs))
 model.export(folder / "saved_model", verbose=False)
+logging.getLogger("absl").setLevel(logging.ERROR)
 loaded = tf.saved_model.load(folder / "saved_model")  # the name keeps its variables alive
 print(difference(loaded.serve(x)))
 
@@ -107,7 +114,7 @@ print(difference(loaded.serve(x)))
 # JAX: jax.export
 # ---------------
 #
-# From the pure function; a Flax module is exported by way of ``nnx.split``.
+# From the pure function, for images from 2 x 2 on; a Flax module is exported by way of ``nnx.split``.
 
 folded_params, folded_spec = nlc.fold_norm(params, spec)
 narrow = {name: jax.numpy.asarray(array, "float32") for name, array in folded_params.items()}

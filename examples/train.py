@@ -188,7 +188,7 @@ axes[0].axhline(75, color="k", linestyle="--", linewidth=1)
 axes[0].text(2.4, 75.5, "at most, without the block", ha="right", va="bottom", fontsize=9)
 axes[0].set(title="Is it the same digit twice?", ylabel="right answers in the test, %", ylim=(40, 101))
 axes[1].set(title="Which digits are there?")
-figure.legend(
+_ = figure.legend(
     handles=[plt.Line2D([], [], marker="o", linestyle="", color=COLOURS[m], label=NAMES[m]) for m in MIDDLES],
     loc="outside lower center",
     ncols=3,
@@ -199,18 +199,28 @@ figure.legend(
 # What it attends to
 # ------------------
 #
-# The weights of one position of a trained block, in the middle of the left digit, for an equal and an unequal pair.
+# The weights of one position of a trained block, in the middle of the left digit, for an equal pair. Of the seeds in
+# PyTorch it is the one with the most right answers.
 
-network = learners["PyTorch", "non-local block", FIRST].network
-chosen = canvases[[0, 2]]
+best = max(SEEDS["PyTorch"], key=lambda seed: right_answers(("PyTorch", "non-local block", seed))[0])
+network = learners["PyTorch", "non-local block", best].network
 grid = tuple((size - 4) // 2 + 1 for size in CANVAS)
-found = []
-for canvas in chosen:
+
+
+def look(canvas):
+    """Draw what the middle of the left digit attends to."""
     rows, columns = np.nonzero(canvas[:, : CANVAS[1] // 2, 0])
     position = int((rows.mean() - 1) // 2 * grid[1] + (columns.mean() - 1) // 2)
-    found.append(attention_of(network, torch.from_numpy(canvas[None]).movedim(-1, 1), positions=[position]))
-for canvas, attention in zip(chosen, found, strict=True):
-    plots.heatmaps(attention, image=1 - canvas[1:-1, 1:-1, 0])
+    found = attention_of(network, torch.from_numpy(canvas[None]).movedim(-1, 1), positions=[position])
+    return plots.heatmaps(found, image=1 - canvas[1:-1, 1:-1, 0])
+
+
+figure = look(canvases[0])
+
+# %%
+# And for an unequal pair with the same left digit:
+
+figure = look(canvases[2])
 
 # %%
 # How much of their weight do the positions of the left digit give to the right one, and how much to their own? With
@@ -225,3 +235,10 @@ for seed in SEEDS["PyTorch"]:
     maps = attention_of(learners[run].network, torch.from_numpy(canvases).movedim(-1, 1)).weights
     other, own = (np.einsum("bq,bqm,bm", left, maps, keys) / left.sum() for keys in (right, left))
     print(f"seed {seed}, right in {right_answers(run)[0]:.0f} %: {other:.1%} to the other digit, {own:.1%} to its own")
+
+# %%
+# What came of it, on the question that needs both places:
+
+beyond = {middle: [right_answers(run)[0] > 75 for run in runs if run[1] == middle] for middle in MIDDLES}
+for middle, found in beyond.items():
+    print(f"{NAMES[middle]:22s}more than 75 % right after {sum(found)} of {len(found)} trainings")

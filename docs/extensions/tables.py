@@ -17,7 +17,7 @@ Each is a fence of MyST in a page, such as
         --pairwise concatenation --shape 1x28x28x512 --training
         ```
 `checks-table`
-    Each check, what must hold, and on how many cases, in how many dtypes, each backend is put through it.
+    Each check, what must hold, and how often each backend is put through it, a case in a dtype at a time.
 `capabilities-table`
     Each capability of a driver, and the backends that have it.
 `faults-table`
@@ -147,16 +147,12 @@ def cells(table: Any) -> list[list[str]]:
 
 
 def checks() -> str:
-    """Return the table of the checks, with the number of cases by backend."""
+    """Return the table of the checks, with the number of their runs by backend."""
     bound = {name: bind(backends.load(name)) for name in BACKENDS}
     rows = []
     for name, check in CHECKS.items():
-        counts = []
-        for found in bound.values():
-            cases = {one.case.name for one in found if one.check is check}
-            dtypes = dict.fromkeys(one.dtype for one in found if one.check is check)
-            counts.append(f"{len(cases)} ({', '.join(dtypes)})" if cases else "")
-        rows.append((f"`{name}`", inspect.getdoc(check.run), *counts))
+        counts = [sum(one.check is check for one in found) for found in bound.values()]
+        rows.append((f"`{name}`", inspect.getdoc(check.run), *(count or "" for count in counts)))
     return markdown(("check", "what must hold", *bound), rows)
 
 
