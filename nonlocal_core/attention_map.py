@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from nonlocal_core.checks import check_positions
-from nonlocal_core.errors import check_int, check_sizes, fail_type, fail_value
+from nonlocal_core.conversion import to_numpy
+from nonlocal_core.errors import check_int, fail_type, fail_value
 from nonlocal_core.reference import set_numbers
 from nonlocal_core.spec import NonLocalSpec
 
@@ -25,8 +26,9 @@ class AttentionMap:
     `nonlocal_core.plots` draws it.
 
     Args:
-        weights: `(B, Q, M)`, what `block.attention(x, positions)` gives, as a NumPy array.
-        positions: flat indices of the Q queries, row-major.
+        weights: `(B, Q, M)`, what `block.attention(x, positions)` gives: floats, in an array of any library. A NumPy
+            copy without a gradient is kept, in its own dtype (bfloat16 as float32).
+        positions: flat indices of the Q queries, row-major. None: all N positions, in their order.
         sizes: S1..Sk, the grid of the queries.
         spec: the block.
 
@@ -54,12 +56,25 @@ class AttentionMap:
         """Check the arguments."""
         if not isinstance(self.spec, NonLocalSpec):
             raise fail_type("spec", "be a NonLocalSpec", self.spec)
-        weights, sizes = np.asarray(self.weights), tuple(check_int("sizes", size) for size in self.sizes)
+        weights = to_numpy("weights", self.weights)
+        try:
+            sizes = tuple(self.sizes)
+        except TypeError:
+            raise fail_type("sizes", "be a sequence of positive ints", self.sizes) from None
+        sizes = tuple(check_int("sizes", size) for size in sizes)
         self.spec.check_input((None, *sizes, self.spec.channels))
-        positions = check_positions(self.positions, math.prod(sizes))
+        count = math.prod(sizes)
+        positions = check_positions(np.arange(count) if self.positions is None else self.positions, count)
         for name, value in (("weights", weights), ("positions", positions), ("sizes", sizes)):
             object.__setattr__(self, name, value)
-        check_sizes("weights", weights.shape, (None, len(positions), math.prod(self.key_sizes)))
+        queries, keys = len(positions), math.prod(self.key_sizes)
+        if weights.shape[1:] != (queries, keys):
+            raise fail_value("weights", f"have shape (B, {queries}, {keys})", f"shape {weights.shape}")
+
+    def __repr__(self) -> str:
+        """Show the weights and the positions by their shapes."""
+        shapes = f"weights of shape {self.weights.shape}, positions of shape {self.positions.shape}"
+        return f"AttentionMap({shapes}, sizes={self.sizes}, spec={self.spec})"
 
     @property
     def window(self) -> tuple[int, ...]:

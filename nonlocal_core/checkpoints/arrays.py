@@ -1,4 +1,4 @@
-"""Arrays of files: as NumPy arrays, and in the shapes that implementations give them."""
+"""Arrays of files, in the shapes that implementations give them."""
 
 from __future__ import annotations
 
@@ -7,28 +7,8 @@ from typing import Any
 import numpy as np
 
 from nonlocal_core.checkpoints.layouts import Style
-from nonlocal_core.errors import fail_type
 
-__all__ = ["canonical", "shape_in_file", "to_numpy"]
-
-_DTYPES = ("float16", "float32", "float64", "bfloat16")
-
-
-def to_numpy(label: str, value: Any) -> np.ndarray[Any, Any]:
-    """Return a copy of an array of any library, in its own dtype; bfloat16, which NumPy lacks, becomes float32."""
-    rule = f"be an array of {', '.join(_DTYPES)}"
-    try:
-        if hasattr(value, "detach"):  # PyTorch gives no array that requires gradients, or is elsewhere, or is bfloat16
-            value = value.detach().cpu()
-            value = value.float() if str(value.dtype).endswith("bfloat16") else value
-        plain = np.asarray(value)
-    except Exception:  # noqa: BLE001 - every library has its own error for an array that NumPy cannot read
-        raise fail_type(label, rule, value) from None
-    if plain.dtype.name not in _DTYPES:
-        message = f"`{label}` must {rule}. Got dtype {plain.dtype}."
-        raise TypeError(message)
-    name = plain.dtype.name
-    return np.array(plain, dtype="float32" if name == "bfloat16" else name, order="C")
+__all__ = ["canonical", "shape_in_file"]
 
 
 def shape_in_file(name: str, shape: tuple[int, ...], rank: int, style: Style) -> tuple[int, ...]:

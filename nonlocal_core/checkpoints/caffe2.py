@@ -15,7 +15,7 @@ __all__ = ["read_caffe2"]
 
 _ARRAYS = {"numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"}
 _SCALARS = {"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"}
-_ADMITTED = {*_ARRAYS, *_SCALARS, "numpy.ndarray", "numpy.dtype", "_codecs.encode"}
+_ADMITTED = {*_ARRAYS, *_SCALARS, "numpy.ndarray", "numpy.dtype", "_codecs.encode", "__builtin__.bytes"}
 # Tuples, not sets: the hash of what a file holds may never end.
 _DTYPES = ("b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8")
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
@@ -124,7 +124,8 @@ def _follow(content: bytes) -> Any:  # noqa: C901, PLR0912 - a case for each opc
                 _put(stack[start - 1], stack[start:])
                 del stack[start:]
             case name:
-                _refuse(f"the opcode {name}")
+                old = "" if content.startswith(b"\x80") else ", as of protocol 0 or 1, where 2 or later is needed"
+                _refuse(f"the opcode {name}{old}")
     return stack[-1]
 
 
@@ -180,6 +181,8 @@ def _dtype(value: Any) -> np.dtype[Any]:
 
 def _bytes(value: Any) -> bytes:
     """Return the bytes of an array: Python 2 wrote them as a string, Python 3 may have written their encoding."""
+    if isinstance(value, _Call) and value.function == "__builtin__.bytes" and value.arguments == ():
+        return b""  # Python 3's, in protocol 2
     if isinstance(value, _Call) and value.function == "_codecs.encode":
         value, _ = value.arguments
     if isinstance(value, str):

@@ -107,7 +107,7 @@ _MMCV = Layout(
 
 LAYOUTS: Mapping[str, Layout] = {
     "official": _OFFICIAL,
-    "official_affine": dataclasses.replace(_OFFICIAL, groups={"conv3": 4}),
+    "official_affine": dataclasses.replace(_OFFICIAL, groups={"nonlocal_conv3_": 4}),
     "slowfast": Layout(
         layers=_VIDEO, normed={"norm": "bn"}, free=frozenset({"subsample", "group_size", "norm_epsilon"})
     ),

@@ -116,12 +116,15 @@ def _bias(found: Collection[str], form: str) -> Bias:
 
 def check_state_dict(state_dict: Any) -> None:
     """Check that a state dict is a mapping from names, and not one that holds the state dict."""
-    if not isinstance(state_dict, Mapping) or not all(isinstance(name, str) for name in state_dict):
-        message = f"`state_dict` must be a mapping from names to arrays. Got {type(state_dict).__name__}."
-        raise TypeError(message)
+    rule = "be a mapping from names to arrays"
+    if not isinstance(state_dict, Mapping):
+        raise fail_type("state_dict", rule, state_dict)
+    for name in state_dict:
+        if not isinstance(name, str):
+            raise fail_type("state_dict", "have strings for keys", name)
     nested = [name for name, value in state_dict.items() if isinstance(value, Mapping)]
     if nested:
-        raise fail_value("state_dict", "be a mapping from names to arrays", f"mappings within it, under {nested}")
+        raise fail_value("state_dict", rule, f"mappings within it, under {nested}")
 
 
 def full_prefix(prefix: Any, separator: str) -> str:

@@ -8,10 +8,11 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from nonlocal_core.checkpoints.arrays import canonical, shape_in_file, to_numpy
+from nonlocal_core.checkpoints.arrays import canonical, shape_in_file
 from nonlocal_core.checkpoints.finding import find_peer_blocks, recognise
 from nonlocal_core.checkpoints.layouts import HALVES, LAYOUTS
 from nonlocal_core.checkpoints.matching import Match, check_state_dict, match, under
+from nonlocal_core.conversion import to_numpy
 from nonlocal_core.errors import check_choice, check_sizes, fail_value
 from nonlocal_core.options import SpecOptions, normal_bias
 from nonlocal_core.parameters import param_shapes
@@ -63,6 +64,10 @@ def from_peer(
         >>> spec.inner_channels, spec.subsample, params["out.weight"].shape
         (2, None, (4, 2))
     """
+    for option in options:
+        if option not in SpecOptions.__annotations__:
+            message = f"from_peer() got an unexpected keyword argument {option!r}"
+            raise TypeError(message)
     check_state_dict(state_dict)
     check_choice("peer", peer, tuple(LAYOUTS))
     layout, preset = LAYOUTS[peer], PRESETS[peer]

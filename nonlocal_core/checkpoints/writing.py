@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from nonlocal_core.checkpoints.arrays import shape_in_file, to_numpy
+from nonlocal_core.checkpoints.arrays import shape_in_file
 from nonlocal_core.checkpoints.layouts import HALVES, LAYOUTS, TORCH
 from nonlocal_core.checkpoints.matching import full_prefix
 from nonlocal_core.checks import check_params
+from nonlocal_core.conversion import to_numpy
 from nonlocal_core.errors import check_choice, fail_type, fail_value
 from nonlocal_core.parameters import param_shapes
 from nonlocal_core.presets import PRESETS

@@ -8,7 +8,7 @@ import numpy as np
 
 from nonlocal_core.attention_map import AttentionMap
 from nonlocal_core.errors import check_int, fail_value
-from nonlocal_core.plots.scene import COLOURS, Scene, faded, load_pyplot, mark, place, scene_of
+from nonlocal_core.plots.scene import COLOURS, RING, Scene, faded, load_pyplot, mark, place, scene_of
 
 __all__ = ["arrows"]
 
@@ -27,12 +27,12 @@ _WIDTHS = (0.5, 3.0)
 _OPACITIES = (0.3, 0.95)
 """The width and the opacity of an arrow of no weight, and those of the strongest."""
 
-_ABREAST = 3
-"""The most entries of a legend that stand in one line."""
-
 _FRAME = (1.5, 3.2)
 _WIDTH = 12
 """The least and the largest width of a frame in inches, and that of a figure between these."""
+
+_LEAST = 8
+"""The width in inches that the title and the two columns of the legend need."""
 
 
 def arrows(found: AttentionMap, frames: Array, *, strongest: int = 20, batch: int = 0) -> Any:
@@ -86,10 +86,10 @@ def arrows(found: AttentionMap, frames: Array, *, strongest: int = 20, batch: in
                 _draw_arrow(axis, start, _point(end, step), look)
     for number, query in enumerate(scene.queries):
         mark(axis, *_point(query, step), str(number + 1), "white" if scene.is_signed else COLOURS[number])
-    figure.suptitle(f"{scene.summary}; the {count} strongest of each query", fontsize="medium")
+    drawn = f"; the {count} strongest of each query" if weights.any() else ""
+    figure.suptitle(scene.summary + drawn, fontsize="medium")
     handles = _legend(scene, weights)
-    columns = len(handles) if len(handles) <= _ABREAST else 2
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     return figure
 
 
@@ -100,7 +100,8 @@ def _frames(pyplot: Any, scene: Scene) -> tuple[Any, Any, float]:
     width = min(max(_WIDTH / count, _FRAME[0]), _FRAME[1])
     height = width * scene.aspect * rows / columns
     lines = 2 + len(scene.queries) // 2
-    figure = pyplot.figure(figsize=(count * width * (1 + _GAP), height + 0.6 + 0.25 * lines), layout="constrained")
+    whole = max(count * width * (1 + _GAP), _LEAST)
+    figure = pyplot.figure(figsize=(whole, height + 0.6 + 0.25 * lines), layout="constrained")
     axis = figure.subplots()
     for frame, picture in enumerate(scene.pictures):  # type: ignore[arg-type]  # there are some
         place(axis, faded(picture), scene, left=frame * step)
@@ -145,17 +146,11 @@ def _legend(scene: Scene, weights: Array) -> list[Any]:
     from matplotlib.lines import Line2D
 
     handles = []
-    ring: dict[str, Any] = {
-        "marker": "o",
-        "linestyle": "",
-        "markersize": 10,
-        "markerfacecolor": "none",
-        "markeredgewidth": 1.8,
-    }
-    for name, values, colour in zip(scene.names, weights, COLOURS, strict=False):
-        share = f" ({values.sum():.0%} of its weight)" if scene.found.spec.is_softmax else ""
-        colour_of_ring = "black" if scene.is_signed else colour
-        handles.append(Line2D([], [], **ring, markeredgecolor=colour_of_ring, label=name + share))
+    for name, remark, values, colour in zip(scene.names, scene.remarks, weights, COLOURS, strict=False):
+        share = f"{values.sum():.0%} of its weight" if scene.found.spec.is_softmax else ""
+        details = f" ({remark or share})" if remark or share else ""
+        shown = "black" if scene.is_signed else colour
+        handles.append(Line2D([], [], **RING, markeredgecolor=shown, label=name + details))
     if scene.is_signed:
         handles += [Line2D([], [], color=colour, label=_SIGNS[sign]) for sign, colour in _SIGN_COLOURS.items()]
     sizes = abs(weights[weights != 0])

@@ -9,7 +9,7 @@ import numpy as np
 
 from nonlocal_core.attention_map import AttentionMap
 from nonlocal_core.errors import check_finite, fail_value
-from nonlocal_core.plots.scene import Scene, faded, load_pyplot, mark, place, scene_of
+from nonlocal_core.plots.scene import ALIKE, RING, Scene, faded, load_pyplot, mark, place, scene_of
 
 __all__ = ["heatmaps"]
 
@@ -94,12 +94,15 @@ def heatmaps(
         _draw_pictures(strips.pop(0), scene)
     maps = scene.found.on_grid().reshape(-1, *scene.sizes)
     colours = _colours(pyplot, scene, cmap)
-    for strip, weights, query, name in zip(strips, maps, scene.queries, scene.names, strict=True):
-        _draw_weights(strip, weights, scene, colours, largest)
-        _name(strip, name, scene)
+    marked = False
+    for strip, weights, query, name, remark in zip(
+        strips, maps, scene.queries, scene.names, scene.remarks, strict=True
+    ):
+        marked |= _draw_weights(strip, weights, scene, colours, largest)
+        _name(strip, f"{name}\n{remark}".strip(), scene)
         mark(strip[query[0]], query[2], query[1])
     figure.suptitle(scene.summary, fontsize="medium")
-    handles = _legend(scene, hatched=bool(np.isnan(maps).any()))
+    handles = _legend(scene, hatched=bool(np.isnan(maps).any()), marked=marked)
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     return figure
 
@@ -118,8 +121,8 @@ def _colours(pyplot: Any, scene: Scene, name: str | None) -> Any:
     return ListedColormap(seen, colours.name)
 
 
-def _draw_weights(strip: list[Any], weights: Array, scene: Scene, colours: Any, largest: float | None) -> None:
-    """Draw the weights `(T, H, W)` of one query, and their colour bar."""
+def _draw_weights(strip: list[Any], weights: Array, scene: Scene, colours: Any, largest: float | None) -> bool:
+    """Draw the weights `(T, H, W)` of one query, and their colour bar; return whether that has a triangle."""
     most = float(np.nanmax(abs(weights)))
     end = largest if largest is not None else most if most > 0 else 1.0
     look = {"cmap": colours, "vmin": -end if scene.is_signed else 0, "vmax": end, "interpolation": "nearest"}
@@ -128,7 +131,7 @@ def _draw_weights(strip: list[Any], weights: Array, scene: Scene, colours: Any, 
             place(axis, faded(scene.pictures[frame]), scene)
         shown = place(axis, weights[frame], scene, **look)
         _hatch(axis, np.isnan(weights[frame]))
-    _add_bar(strip[-1], shown, scene, beyond=most > end)
+    return _add_bar(strip[-1], shown, scene, beyond=most > end)
 
 
 def _strips(pyplot: Any, scene: Scene) -> tuple[Any, list[list[Any]]]:
@@ -195,8 +198,12 @@ def _hatch(axis: Any, outside: Array) -> None:
             axis.add_patch(Rectangle((x - 0.5, y - 0.5), x_end - x, y_end - y, **_HATCH))
 
 
-def _add_bar(axis: Any, shown: Any, scene: Scene, *, beyond: bool) -> None:
-    """Add a colour bar beside the axes, in the softmax forms with a triangle where all keys are equal."""
+def _add_bar(axis: Any, shown: Any, scene: Scene, *, beyond: bool) -> bool:
+    """Add a colour bar beside the axes, in the softmax forms with a triangle where all keys are equal.
+
+    Returns:
+        Whether it has a triangle, which it has if the weight of equal keys is on the scale.
+    """
     from matplotlib.ticker import MaxNLocator
 
     extend = "neither" if not beyond else "both" if scene.is_signed else "max"
@@ -205,26 +212,22 @@ def _add_bar(axis: Any, shown: Any, scene: Scene, *, beyond: bool) -> None:
     bar.ax.tick_params(labelsize="small")
     bar.set_label("weight", size="small")
     uniform = 1 / scene.found.keys_per_query
-    if scene.found.spec.is_softmax and uniform <= shown.norm.vmax:
+    # Of equal keys the largest weight is 1/M but for its rounding.
+    marked = scene.found.spec.is_softmax and uniform <= shown.norm.vmax * (1 + ALIKE)
+    if marked:
         bar.ax.plot(0, uniform, **_TRIANGLE, transform=bar.ax.get_yaxis_transform(), clip_on=False)
+    return marked
 
 
-def _legend(scene: Scene, *, hatched: bool) -> list[Any]:
+def _legend(scene: Scene, *, hatched: bool, marked: bool) -> list[Any]:
     """Return what explains the marks that the figure has."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    ring: dict[str, Any] = {
-        "marker": "o",
-        "linestyle": "",
-        "markersize": 10,
-        "markerfacecolor": "none",
-        "markeredgecolor": "black",
-    }
-    handles: list[Any] = [Line2D([], [], **ring, label="the query")]
+    handles: list[Any] = [Line2D([], [], **RING, markeredgecolor="black", label="the query")]
     if hatched:
         handles.append(Patch(**_HATCH, label="no key of the query"))
-    if scene.found.spec.is_softmax:
+    if marked:
         keys = scene.found.keys_per_query
         handles.append(Line2D([], [], **_TRIANGLE, label=f"1/{keys:,}, were all keys equal"))
     return handles

@@ -11,12 +11,24 @@ import numpy as np
 from nonlocal_core.attention_map import AttentionMap
 from nonlocal_core.errors import check_int, fail_value
 
-__all__ = ["COLOURS", "Scene", "faded", "load_pyplot", "mark", "place", "scene_of"]
+__all__ = ["ALIKE", "COLOURS", "RING", "Scene", "faded", "load_pyplot", "mark", "place", "scene_of"]
 
 Array = np.ndarray[Any, Any]
 
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
 """One for each query that can be drawn: those of Okabe and Ito, which the colour-blind tell apart."""
+
+RING: dict[str, Any] = {
+    "marker": "o",
+    "linestyle": "",
+    "markersize": 10,
+    "markerfacecolor": "none",
+    "markeredgewidth": 1.8,
+}
+"""What marks a query, but for its colour."""
+
+ALIKE = 0.01
+"""By what share of the largest two weights may differ and still count as equal."""
 
 _AXES = {1: ("position",), 2: ("row", "column"), 3: ("frame", "row", "column")}
 _IMAGE, _VIDEO = 2, 3
@@ -70,6 +82,19 @@ class Scene:
         ]
 
     @property
+    def remarks(self) -> list[str]:
+        """What to say of the weights of each query, lest they be taken for a fault; "" for nothing."""
+        _, (weights,) = self.found.strongest(self.found.keys_per_query)
+        return [
+            "no valid key"
+            if self.found.spec.is_softmax and not row.any()
+            else "all weights alike"
+            if np.ptp(row) <= ALIKE * abs(row).max()
+            else ""
+            for row in weights
+        ]
+
+    @property
     def is_signed(self) -> bool:
         """Whether weights may have both signs."""
         return self.found.spec.pairwise == "dot_product" or bool((self.found.weights < 0).any())
@@ -81,7 +106,9 @@ class Scene:
         form = spec.pairwise.replace("_", " ") if isinstance(spec.pairwise, str) else "function"
         keys = f"{self.found.keys_per_query:,} keys"
         if spec.is_softmax:
-            return f"{form}: weights of {keys}, which sum to 1"
+            return (
+                f"{form}: weights of {keys}, {'which sum to 1' if self.found.weights.any() else 'none of them valid'}"
+            )
         return f"{form}: weights of {keys}, score / number of keys"
 
     @property
@@ -186,7 +213,6 @@ def mark(axis: Any, column: float, row: float, text: str = "", colour: str = "wh
 
     outline = "black" if colour == "white" else "white"
     stroke = [withStroke(linewidth=4, foreground=outline)]
-    look = {"markersize": 10, "markerfacecolor": "none", "markeredgecolor": colour, "markeredgewidth": 1.8}
-    axis.plot(column, row, "o", **look, path_effects=stroke)
+    axis.plot(column, row, **RING, markeredgecolor=colour, path_effects=stroke)
     beside = {"xytext": (8, 4), "textcoords": "offset points"}
     axis.annotate(text, (column, row), **beside, color=colour, weight="bold", path_effects=stroke)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from nonlocal_core import AttentionMap, NonLocalSpec, attention, init_params
 
@@ -90,6 +91,25 @@ def test_a_group_without_a_whole_last_window_leaves_its_last_frame_bare():
     np.testing.assert_array_equal(found.key_coordinates()[:, 0], [0.5, 3.5])
 
 
+def test_without_positions_every_position_is_a_query():
+    found = AttentionMap(np.zeros((1, 15, 15)), None, (3, 5), NonLocalSpec(channels=2))
+    np.testing.assert_array_equal(found.positions, np.arange(15))
+
+
+def test_it_is_shown_without_its_numbers():
+    spec = NonLocalSpec(channels=2)
+    found = AttentionMap(np.zeros((2, 1, 15)), [7], (3, 5), spec)
+    expected = f"AttentionMap(weights of shape (2, 1, 15), positions of shape (1,), sizes=(3, 5), spec={spec})"
+    assert repr(found) == expected
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [("bfloat16", "float32"), ("float16", "float16"), ("float64", "float64")])
+def test_weights_of_torch_are_kept_without_their_gradient(dtype, kept):
+    weights = torch.tensor([[[0.5, 0.25, 0.25]]], dtype=getattr(torch, dtype), requires_grad=True)
+    found = AttentionMap(weights, [1], (3,), NonLocalSpec(channels=2))
+    np.testing.assert_array_equal(found.weights, np.array([[[0.5, 0.25, 0.25]]], kept), strict=True)
+
+
 def test_queries_have_coordinates():
     found = AttentionMap(np.zeros((1, 3, 15)), [0, 7, 14], (3, 5), NonLocalSpec(channels=2))
     np.testing.assert_array_equal(found.coordinates(), [[0, 0], [1, 2], [2, 4]])
@@ -149,14 +169,20 @@ def test_a_count_that_cannot_be_is_refused(count, error, words):
         (
             {"weights": np.zeros((1, 2, 5))},
             ValueError,
-            r"`weights` must have shape \(None, 2, 6\). Got shape \(1, 2, 5\)",
+            r"`weights` must have shape \(B, 2, 6\). Got shape \(1, 2, 5\)",
         ),
-        ({"weights": np.zeros((1, 1, 6))}, ValueError, r"`weights` must have shape \(None, 2, 6\)"),
-        ({"weights": np.zeros((2, 6))}, ValueError, r"`weights` must have shape \(None, 2, 6\)"),
+        ({"weights": np.zeros((1, 1, 6))}, ValueError, r"`weights` must have shape \(B, 2, 6\)"),
+        ({"weights": np.zeros((2, 6))}, ValueError, r"`weights` must have shape \(B, 2, 6\)"),
         ({"positions": [0, 35]}, ValueError, r"`positions` must be flat indices from 0 to 34. Got \[0, 35\]"),
         ({"positions": [0.5, 1]}, TypeError, "`positions` must be a one-dimensional sequence of ints"),
         ({"sizes": (1, 7)}, ValueError, "`subsample` must leave at least one window on spatial axis 0"),
         ({"sizes": (5, 7, 2, 2)}, ValueError, "1, 2 or 3 spatial axes"),
+        ({"weights": np.zeros((1, 2, 6), int)}, TypeError, "`weights` must be an array of float16, .*Got dtype int64"),
+        ({"weights": np.zeros((1, 2, 6), complex)}, TypeError, "`weights` must be an array of .*Got dtype complex128"),
+        ({"weights": np.zeros((1, 2, 6), object)}, TypeError, "`weights` must be an array of .*Got dtype object"),
+        ({"weights": np.full((1, 2, 6), "0.5")}, TypeError, "`weights` must be an array of .*Got dtype <U3"),
+        ({"sizes": 9}, TypeError, "`sizes` must be a sequence of positive ints. Got 9 of type int"),
+        ({"sizes": None}, TypeError, "`sizes` must be a sequence of positive ints. Got None of type NoneType"),
         ({"sizes": (5, 0)}, ValueError, "`sizes` must be a positive int. Got 0"),
         ({"sizes": (5, 7.0)}, TypeError, "`sizes` must be a positive int. Got 7.0 of type float"),
         ({"spec": "gaussian"}, TypeError, "`spec` must be a NonLocalSpec. Got 'gaussian' of type str"),

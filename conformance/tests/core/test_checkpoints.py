@@ -257,6 +257,13 @@ def test_the_prefix_of_data_parallel_and_the_last_dot_may_be_left_out(prefix):
     np.testing.assert_array_equal(found["g.weight"], params["g.weight"])
 
 
+def test_the_prefix_of_data_parallel_stays_where_another_name_lacks_it():
+    _, file, *_ = read("alexhex7")
+    file = {f"module.{key}": array for key, array in file.items()} | {"epoch": np.ones(1)}
+    with pytest.raises(ValueError, match=rf"blocks found: 'module\.{re.escape(PLACE)}' \(alexhex7\)\.$"):
+        from_peer(file, peer="alexhex7", prefix=PLACE)
+
+
 def test_all_blocks_are_found_in_the_order_of_the_file():
     names = {"module.layer3.0.nl": "alexhex7", "module.layer2.2.nl": "timm", "module.refine": "mmcv"}
     file = {}
@@ -272,7 +279,16 @@ def test_nothing_is_found_where_there_is_nothing():
     assert find_peer_blocks({"conv1.weight": np.ones((2, 2)), "out.weight": np.ones((2, 2))}) == []
 
 
-@pytest.mark.parametrize(("place", "frames"), [("nonlocal_conv3_1", 4), ("nonlocal_conv4_3", None)])
+@pytest.mark.parametrize(
+    ("place", "frames"),
+    [
+        ("nonlocal_conv3_1", 4),
+        ("my_net_nonlocal_conv3_1", 4),
+        ("nonlocal_conv4_3", None),
+        ("my_conv3d_net_nonlocal_conv4_1", None),
+        ("my_conv3_net_nonlocal_conv4_1", None),
+    ],
+)
 def test_the_nets_for_long_clips_have_groups_of_four_frames_in_res3(place, frames):
     _, rank, _, keys, *_ = ROWS["official affine"]
     params = values(keys)
@@ -363,10 +379,11 @@ def test_an_option_that_agrees_with_the_file_may_be_given():
     assert read("mmcv both", **options)[3].subsample == (2, 2, 2)
 
 
-def test_an_unknown_option_is_a_type_error():
+@pytest.mark.parametrize("option", ["heads", "channels"])
+def test_an_unknown_option_is_a_type_error(option):
     _, file, *_ = read("timm")
-    with pytest.raises(TypeError, match="unexpected keyword argument 'heads'"):
-        from_peer(file, peer="timm", prefix=PLACE, heads=2)
+    with pytest.raises(TypeError, match=rf"^from_peer\(\) got an unexpected keyword argument '{option}'$"):
+        from_peer(file, peer="timm", prefix=PLACE, **{option: 2})
 
 
 # Names that two implementations share
@@ -606,9 +623,16 @@ def test_a_file_without_blocks_is_said_to_have_none():
 
 
 @pytest.mark.parametrize("call", [find_peer_blocks, lambda file: from_peer(file, peer="mmcv")])
-@pytest.mark.parametrize("file", [None, ["g.weight"], {1: np.ones(2)}])
-def test_a_state_dict_is_a_mapping_from_names(call, file):
-    with pytest.raises(TypeError, match=r"^`state_dict` must be a mapping from names to arrays\. Got (None|list|dict)"):
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (None, "be a mapping from names to arrays. Got None of type NoneType."),
+        (["g.weight"], "be a mapping from names to arrays. Got ['g.weight'] of type list."),
+        ({"g.weight": np.ones(2), 1: np.ones(2)}, "have strings for keys. Got 1 of type int."),
+    ],
+)
+def test_a_state_dict_is_a_mapping_from_names(call, file, message):
+    with pytest.raises(TypeError, match=f"^{re.escape('`state_dict` must ' + message)}$"):
         call(file)
 
 

@@ -108,6 +108,13 @@ def test_every_dtype_of_numbers_and_both_orders_are_read(path, dtype, order):
     assert (found.dtype, found.flags.c_contiguous) == (array.dtype.newbyteorder("="), True)
 
 
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_an_array_without_elements_that_python_3_wrote_is_read(path, protocol):
+    blobs = {"empty": np.empty((0, 3), np.float32)}
+    path.write_bytes(pickle.dumps(blobs, protocol=protocol))
+    assert_equal(read_caffe2(path), blobs)
+
+
 def test_what_is_read_can_be_written_to(path):
     path.write_bytes(pickle.dumps(BLOBS, protocol=2))
     assert all(array.flags.writeable and array.flags.owndata for array in read_caffe2(path).values())
@@ -241,6 +248,9 @@ LAUGHS = b")" + b"q\x00h\x00\x86" * 200
         (array2((2**31 - 1,) * 20 + (0,), text2("")), "(array is too big|Maximum allowed|maximum supported dim)"),
         (array2((0,) * 100, text2("")), "(maximum supported dim|number of dimensions)"),
         (array2((3,), int2(3)), "it holds an array without bytes"),
+        (array2((3,), b"c__builtin__\nbytes\n" + int2(3) + b"\x85R"), "it holds an array without bytes"),
+        (array2((0,), b"c__builtin__\nbytes\n"), "it holds an array without bytes"),
+        (b"c__builtin__\nbytes\n)R", "it holds __builtin__.bytes"),
         (array2((3,), b"X\x02\x00\x00\x00\xc4\x80"), "'latin-1' codec can't encode"),
         (array2((3,), b"c_codecs\nencode\n" + int2(3) + int2(4) + b"\x86R"), "it holds an array without bytes"),
         (b"cnumpy.core.multiarray\n_reconstruct\n", "cannot unpack non-iterable NoneType"),
@@ -345,6 +355,19 @@ def test_any_other_bytes_are_refused_or_give_no_arrays(path, content):
         assert all(array.size == 1 for array in read_caffe2(path).values())
     except ValueError as error:
         assert repr(str(path)) in str(error)  # noqa: PT017 - either outcome is right
+
+
+@pytest.mark.parametrize(("protocol", "opcode"), [(0, "DICT"), (1, "INT")])
+def test_an_older_protocol_is_named(path, protocol, opcode):
+    path.write_bytes(pickle.dumps({"a": np.ones(2)}, protocol=protocol))
+    with refuses(path, f"it holds the opcode {opcode}, as of protocol 0 or 1, where 2 or later is needed; only"):
+        read_caffe2(path)
+
+
+def test_the_protocol_is_not_blamed_where_it_serves(path):
+    path.write_bytes(pickle.dumps([1.0], protocol=2))
+    with refuses(path, "it holds the opcode EMPTY_LIST; only"):
+        read_caffe2(path)
 
 
 def test_a_missing_file_is_named(path):

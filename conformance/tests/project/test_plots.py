@@ -242,13 +242,78 @@ def test_softmax_weights_have_a_mark_where_all_keys_are_equal(options, keys):
     assert figure.get_suptitle() == f"embedded gaussian: weights of {keys} keys, which sum to 1"
 
 
+def triangles(figure):
+    """Return the heights of the triangles at the colour bars."""
+    return [line.get_ydata()[0] for bar in bars(figure) for line in bar.ax.lines if line.get_marker() == ">"]
+
+
+# With 25, 49, 100 or 121 keys the float32 next to 1/M is smaller than 1/M.
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("side", [4, 5, 7, 10, 11])
+def test_equal_keys_have_the_mark_whatever_their_rounding(side, dtype):
+    keys = side * side
+    weights = np.full((1, 1, keys), 1 / keys, dtype)
+    figure = heatmaps(AttentionMap(weights, [0], (side, side), NonLocalSpec(channels=4)))
+    assert triangles(figure) == [1 / keys]
+    assert words(figure) == ["the query", f"1/{keys}, were all keys equal"]
+
+
+def test_a_mark_beyond_the_scale_is_neither_drawn_nor_explained():
+    figure = heatmaps(found_in((3, 5), [0]), largest=0.05)
+    assert triangles(figure) == []
+    assert words(figure) == ["the query"]
+
+
 @pytest.mark.parametrize("pairwise", ["dot_product", "concatenation"])
 def test_other_weights_have_no_such_mark(pairwise):
     figure = heatmaps(found_in((3, 5), [0], pairwise=pairwise))
-    (bar,) = bars(figure)
-    assert [line for line in bar.ax.lines if line.get_marker() == ">"] == []
+    assert triangles(figure) == []
     assert words(figure) == ["the query"]
     assert figure.get_suptitle().endswith(": weights of 15 keys, score / number of keys")
+
+
+# Weights that might be taken for a fault
+
+
+def along(first, others, **options):
+    """Return a map of a query whose first key has another weight than the others."""
+    weights = np.full((1, 1, 12), others)
+    weights[..., 0] = first
+    return AttentionMap(weights, [7], (2, 2, 3), NonLocalSpec(channels=4, **options))
+
+
+@pytest.mark.parametrize(
+    ("first", "others", "pairwise", "remark"),
+    [
+        (1 / 12, 1 / 12, "gaussian", "all weights alike"),
+        (0.0995, 0.1, "gaussian", "all weights alike"),
+        (0.0985, 0.1, "gaussian", ""),
+        (0.0, 0.0, "gaussian", "no valid key"),
+        (0.0, 0.0, "dot_product", "all weights alike"),
+        (-0.0995, -0.1, "dot_product", "all weights alike"),
+        (-0.1, 0.1, "dot_product", ""),
+    ],
+)
+def test_weights_that_show_nothing_are_said_to(first, others, pairwise, remark):
+    found = along(first, others, pairwise=pairwise)
+    label = panels(heatmaps(found))[0][0].get_ylabel()
+    assert label == f"1: frame 1\nrow 0, column 1\n{remark}".strip()
+    entry = words(arrows(found, np.zeros((2, 10, 15))))[0]
+    share = f"{found.weights.sum():.0%} of its weight" if pairwise == "gaussian" else ""
+    details = remark or share
+    assert entry == "1: frame 1, row 0, column 1" + (f" ({details})" if details else "")
+
+
+def test_only_the_keys_of_the_query_count_for_whether_weights_are_alike():
+    weights = np.array([[[0.0, 0.0, 0.0, 0.25, 0.25, 0.25]]])
+    found = AttentionMap(weights, [4], (2, 3), NonLocalSpec(channels=4, axes=(1,)))
+    assert panels(heatmaps(found))[0][0].get_title() == "1: row 1, column 1\nall weights alike"
+
+
+def test_weights_without_a_valid_key_are_not_said_to_sum_to_one():
+    found = along(0.0, 0.0)
+    titles = [figure.get_suptitle() for figure in (heatmaps(found), arrows(found, np.zeros((2, 10, 15))))]
+    assert titles == ["embedded gaussian: weights of 12 keys, none of them valid"] * 2
 
 
 # Positions that are no keys
@@ -382,6 +447,18 @@ def test_the_legend_says_how_much_of_the_weight_is_drawn():
     assert (
         figure.get_suptitle() == "embedded gaussian: weights of 4 keys, which sum to 1; the 2 strongest of each query"
     )
+
+
+@pytest.mark.parametrize("queries", [1, 3, 8])
+@pytest.mark.parametrize("frames", [1, 2, 8])
+def test_the_title_and_the_legend_lie_within_the_figure(frames, queries):
+    found = found_in((frames, 14, 14), range(140, 140 + queries))
+    figure = arrows(found, np.zeros((frames, 28, 28)))
+    figure.canvas.draw()
+    texts = [figure.legends[0], figure._suptitle]  # noqa: SLF001 - matplotlib gives its text alone
+    boxes = [text.get_window_extent() for text in texts]
+    assert min(box.x0 for box in boxes) >= 0
+    assert max(box.x1 for box in boxes) <= figure.bbox.width
 
 
 # What is refused
