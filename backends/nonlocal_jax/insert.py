@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Unpack
 
 import jax
@@ -10,10 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from nonlocal_core.checks import known_sizes
-from nonlocal_core.errors import fail_value
+from nonlocal_core.errors import fail_type, fail_value
 from nonlocal_core.insertion import CHILD, Insertion, check_flow, fail_taken, resolve_places
 from nonlocal_core.options import SpecOptions
 from nonlocal_core.recipes import Positions
+from nonlocal_core.spec import NonLocalSpec
 from nonlocal_jax.block import NonLocalBlock
 from nonlocal_jax.hosts import become, has_become, note, notes, restore
 from nonlocal_jax.network import arguments, modules_of
@@ -34,9 +36,11 @@ def insert_nonlocal(
 ) -> list[Insertion]:
     """Put new non-local blocks into a network, in place; what it computes stays the same until they are trained.
 
+    That holds unless `zero_init=False` or `residual=False` is given.
+
     A block becomes the child `nonlocal_block` of the module after which it stands, so that all other paths in the
-    state of the network stay as they were. It is in evaluation if every module that knows a mode is. Insert before an
-    optimiser takes the network, and before `nnx.split`.
+    state of the network stay as they were. It is in evaluation if every module that knows a mode is, and in training
+    where none does. Insert before an optimiser takes the network, and before `nnx.split`.
 
     Args:
         model: the network.
@@ -44,6 +48,7 @@ def insert_nonlocal(
         rngs: the source of the random weights, its stream `params`.
         example_input: what the network is traced with, in evaluation, to see what flows at the places: an array, a
             tuple of positional arguments, or a dict of keyword arguments; `jax.ShapeDtypeStruct` stands for an array.
+            What flows must have a batch axis.
         method: as in `NonLocalBlock`.
         dtype: the dtype of the computation. None: that of what flows there.
         param_dtype: the dtype of the parameters.
@@ -67,23 +72,33 @@ def insert_nonlocal(
         >>> bool((model(x) == expected).all())
         True
     """
-    modules = modules_of(model)
-    places = resolve_places(after, [name for name in modules if name])
-    for place in places:
-        if hasattr(modules[place], CHILD):
-            raise fail_taken(place)
-    insertions, blocks = [], []
-    for place, flows in _seen(model, places, example_input).items():
+    named = _named(model)
+    if not isinstance(rngs, nnx.Rngs):
+        raise fail_type("rngs", "be a flax.nnx.Rngs", rngs)
+    places = resolve_places(after, modules_of(model) if isinstance(after, Mapping) else named)
+    hosts = {place: named[place] for place in places}
+    _check_free(hosts)
+    insertions = {}
+    for place, flows in zip(places, _trace(model, places, example_input, _note_at), strict=True):
         shape = known_sizes(check_flow(place, flows).shape)
-        block = NonLocalBlock(shape[-1], rngs=rngs, method=method, dtype=dtype, param_dtype=param_dtype, **options)
-        block.spec.check_input(shape)
-        block.use_running_average = _in_evaluation(model)
-        insertions.append(Insertion(place, f"{place}.{CHILD}", shape, block.spec))
-        blocks.append(block)
-    for place, block in zip(places, blocks, strict=True):
-        setattr(modules[place], CHILD, block)
-        become(modules[place], _through_child)
-    return insertions
+        spec = NonLocalSpec(channels=shape[-1], **options)
+        spec.check_input(shape)
+        insertions[place] = Insertion(place, f"{place}.{CHILD}", shape, spec)
+    make = partial(NonLocalBlock.from_spec, method=method, dtype=dtype, param_dtype=param_dtype)
+    nnx.eval_shape(lambda: make(insertions[places[0]].spec, rngs=nnx.Rngs(0)))  # checks what is the same for all
+
+    def try_at(place: str, host: nnx.Module) -> None:
+        block = make(insertions[place].spec, rngs=nnx.Rngs(0))
+        block.eval()
+        _put(host, block)
+
+    _trace(model, places, example_input, try_at)
+    evaluation = _in_evaluation(model)
+    for place, insertion in insertions.items():
+        block = make(insertion.spec, rngs=rngs)
+        block.use_running_average = evaluation
+        _put(hosts[place], block)
+    return list(insertions.values())
 
 
 def remove_nonlocal(model: nnx.Module) -> None:
@@ -111,8 +126,31 @@ def remove_nonlocal(model: nnx.Module) -> None:
         restore(host)
 
 
-def _seen(model: nnx.Module, places: list[str], example_input: Any) -> dict[str, tuple[Any, ...]]:
-    """Return for each place the shape and dtype of what flows there, once for each time that it is passed."""
+def _named(model: nnx.Module) -> dict[str, Any]:
+    """Return by path what a place may name: every module, a shared one under all its names, and functions in lists."""
+    named: dict[str, Any] = {name: module for name, module in modules_of(model).items() if name}
+    paths = [[".".join(map(str, path)) for path in same] for same in nnx.find_duplicates(model)]
+    named |= {other: named[first] for first, *others in paths if first in named for other in others}
+    members = ((path, value) for path, value in nnx.iter_graph(model) if path and isinstance(path[-1], int))
+    functions = {".".join(map(str, path)): value for path, value in members if callable(value)}
+    return functions | named
+
+
+def _check_free(hosts: Mapping[str, Any]) -> None:
+    """Check that what is at each place is a module without a block, and is named once."""
+    free: list[nnx.Module] = []
+    for place, host in hosts.items():
+        if not isinstance(host, nnx.Module):
+            raise fail_value("after", "be a flax.nnx.Module", f"{place!r}, which is a function")
+        if hasattr(host, CHILD) or any(host is other for other in free):
+            raise fail_taken(place)
+        free.append(host)
+
+
+def _trace(
+    model: nnx.Module, places: list[str], example_input: Any, change: Callable[[str, nnx.Module], None]
+) -> list[tuple[Any, ...]]:
+    """Trace a copy of a network, changed at places, and return the shape and dtype of what is noted at each."""
     leaves, structure = jax.tree.flatten(arguments(example_input))
     arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")}  # the others stay what they are
     graph, state = nnx.split(model)
@@ -120,14 +158,21 @@ def _seen(model: nnx.Module, places: list[str], example_input: Any) -> dict[str,
     def run(state: Any, arrays: dict[int, Any]) -> list[tuple[Any, ...]]:
         copy = nnx.merge(graph, state)
         copy.eval()
-        hosts = [modules_of(copy)[place] for place in places]
-        for host in filter(callable, hosts):
-            become(host, _note_result)
+        named = _named(copy)
+        for place in places:
+            change(place, named[place])
         args, kwargs = jax.tree.unflatten(structure, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
         copy(*args, **kwargs)
-        return [notes(host) for host in hosts]
+        return [notes(named[place]) for place in places]
 
-    return dict(zip(places, jax.eval_shape(run, state, arrays), strict=True))
+    try:
+        return jax.eval_shape(run, state, arrays)
+    except Exception as error:
+        if not places:
+            raise
+        _trace(model, [], example_input, change)  # an error that the network has by itself is raised as it is
+        rule = "be modules that a block can be put into, outside of nnx.scan and nnx.vmap"
+        raise fail_value("after", rule, repr(places)) from error
 
 
 def _in_evaluation(model: nnx.Module) -> bool:
@@ -138,8 +183,18 @@ def _in_evaluation(model: nnx.Module) -> bool:
     return bool(modes) and all(modes)
 
 
+def _put(host: nnx.Module, block: NonLocalBlock) -> None:
+    setattr(host, CHILD, block)
+    become(host, _through_child)
+
+
 def _through_child(host: nnx.Module, own_call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return getattr(host, CHILD)(own_call(*args, **kwargs))
+
+
+def _note_at(_place: str, host: nnx.Module) -> None:
+    if callable(host):
+        become(host, _note_result)
 
 
 def _note_result(host: nnx.Module, own_call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

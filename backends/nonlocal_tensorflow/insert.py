@@ -37,6 +37,9 @@ def insert_nonlocal(
     `<place>_nonlocal_block` after each place, with the dtype policy of the place. It is not compiled; a class with a
     constructor of its own becomes a plain functional or Sequential model.
 
+    The `output` of a shared layer is that in the old network, and with the inputs of the new one makes no model. For
+    features of the new network clone it first, with `keras.models.clone_model` and `set_weights`.
+
     Args:
         model: the network, functional or Sequential. Nested models may be either too.
         after: the names of layers, or the places that `nonlocal_core.recipes.positions` gives. In a nested model the
@@ -143,7 +146,14 @@ def _edited(model: keras.Model, edits: Mapping[str, Edit], prefix: str = "") -> 
             y = called[-1](y)
         return y
 
-    edited = keras.models.clone_model(graph, input_tensors=graph.input, clone_function=stands_for, call_function=call)
+    # With inputs of its own, since the `output` of a shared layer is the old network's: mixing the two raises an error.
+    own = {
+        id(layer.output): type(layer).from_config(layer.get_config()).output
+        for layer in graph.layers
+        if isinstance(layer, keras.layers.InputLayer)
+    }
+    inputs = keras.tree.map_structure(lambda x: own[id(x)], graph.input)
+    edited = keras.models.clone_model(graph, input_tensors=inputs, clone_function=stands_for, call_function=call)
     plain = keras.Sequential if isinstance(model, keras.Sequential) else type(graph)
     # A class with a constructor of its own cannot be made from layers, or from inputs and outputs.
     made = type(model) if type(model).__init__ is plain.__init__ else plain

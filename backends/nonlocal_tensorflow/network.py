@@ -37,7 +37,7 @@ def check_identity(model: keras.Layer) -> None:
         >>> _ = model.layers[1].out_bias.assign(tf.ones(8))
         >>> check_identity(model)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: `model` must have blocks that are the identity, ... Got other values in out.bias of 'block'; ...
+        ValueError: `model` must have blocks that are the identity, ... Got other values in out.bias of 'block', ...
     """
     check_identities({name: (block.export_params(), block.spec) for name, block in _blocks(model).items()})
 

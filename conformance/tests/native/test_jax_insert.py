@@ -72,6 +72,12 @@ def network(seed=0):
     return model
 
 
+def network_with_alias():
+    model = network()
+    model.alias = model.stem
+    return model
+
+
 def images(*shape, seed=1):
     return jnp.asarray(np.random.default_rng(seed).normal(size=(*shape, 3)), jnp.float32)
 
@@ -146,6 +152,45 @@ def test_insertion_changes_nothing_of_the_backbone(mode):
     remove_nonlocal(model)
     model.train()
     assert nnx.graphdef(model) == graph
+
+
+class Plain(nnx.Module, pytree=False):
+    """A module that is no pytree."""
+
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(3, 6, (3, 3), rngs=rngs)
+
+    def __call__(self, x):
+        return self.conv(x)
+
+
+MODES = []
+
+
+class Moded(nnx.Module):
+    """A module that tells in which mode it runs."""
+
+    def __init__(self, rngs):
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        MODES.append(self.dropout.deterministic)
+        return x
+
+
+def test_a_module_that_is_no_pytree_takes_a_block_and_stays_none():
+    model = Plain(nnx.Rngs(0))
+    host = nnx.Sequential(model)
+    insert(host, ["layers.0"])
+    assert type(model) is not Plain
+    model.more = [nnx.Param(jnp.ones(1))]  # a pytree would refuse it in a plain list
+    assert host(X).shape == (2, 7, 5, 6)
+
+
+def test_the_network_is_traced_in_evaluation():
+    MODES.clear()
+    insert(nnx.Sequential(Moded(nnx.Rngs(0))), ["layers.0"])
+    assert set(MODES) == {True}
 
 
 def test_weights_of_the_backbone_are_loaded_as_before():
@@ -358,11 +403,7 @@ def test_blocks_of_the_networks_own_are_not_removed():
             ValueError,
             "`after` must be in the network. Got 'stages.2'; near names: 'stages",
         ),
-        (
-            ["stem.layers.1"],
-            ValueError,
-            "be in the network. Got 'stem.layers.1'; near names: 'stem.layers",
-        ),
+        (["stem.layers.1"], ValueError, "be a flax.nnx.Module. Got 'stem.layers.1', which is a function"),
         ([""], ValueError, "`after` must be in the network. Got ''"),
         (["stages.0", "stages.0"], ValueError, "`after` must name each place once. Got 'stages.0'"),
         (["stages"], ValueError, "`after` must be passed once in a run of the network. Got 'stages', passed 0 times"),
@@ -390,7 +431,7 @@ def test_what_is_no_place_is_refused_and_changes_nothing(after, error, words):
         ({"group_size": 2}, ValueError, "`x` must have 3 spatial axes, as the options require. Got 2 spatial axes"),
         ({"pairwise": "cosine"}, ValueError, "`pairwise` must be one of"),
         ({"method": "sorted"}, ValueError, "`method` must be 'auto', 'pairwise' or 'streamed'"),
-        ({"channels": 6}, TypeError, "multiple values for argument 'channels'"),
+        ({"channels": 6}, TypeError, "multiple values for keyword argument 'channels'"),
         ({"subsampel": 2}, TypeError, "unexpected keyword argument 'subsampel'"),
     ],
 )
@@ -400,6 +441,87 @@ def test_wrong_options_are_named_and_change_nothing(options, error, words):
     with pytest.raises(error, match=words):
         insert(model, **options)
     assert nnx.graphdef(model) == graph
+
+
+@pytest.mark.parametrize(
+    ("after", "options"),
+    [
+        (["stages.0", "halved"], {"subsample": 3}),
+        (["stages.0"], {"dtype": "int32"}),
+        (["stages.0"], {"method": "sorted"}),
+        (["stages.0", "never"], {}),
+    ],
+)
+def test_a_refused_insertion_draws_no_random_numbers(after, options):
+    class Halved(Network):
+        def __call__(self, x):
+            return self.halved(self.stages[0](self.stem(x)))
+
+    rngs = nnx.Rngs(0)
+    model = Halved(rngs)
+    model.rngs, model.halved = rngs, nnx.Conv(6, 6, (3, 3), strides=4, rngs=rngs)
+    before = state_of(model)
+    assert "rngs.params.count" in before or "rngs.default.count" in before
+    with pytest.raises((TypeError, ValueError)):
+        insert_nonlocal(model, after, rngs=rngs, example_input=X, **options)
+    assert_equal(state_of(model), before)
+
+
+def test_the_source_of_random_weights_is_checked():
+    model = network()
+    with pytest.raises(TypeError, match=r"`rngs` must be a flax.nnx.Rngs. Got 0 of type int"):
+        insert_nonlocal(model, ["stages.0"], rngs=0, example_input=X)
+
+
+@pytest.mark.parametrize(
+    ("rngs", "options", "error", "words"),
+    [
+        (0, {}, TypeError, "`rngs` must be a flax.nnx.Rngs. Got 0 of type int"),
+        (nnx.Rngs(0), {"dtype": jnp.int32}, TypeError, "`dtype` must have a floating-point dtype. Got int32"),
+        (nnx.Rngs(0), {"param_dtype": "int8"}, TypeError, "`param_dtype` must have a floating-point dtype. Got int8"),
+    ],
+)
+def test_a_block_checks_where_its_weights_come_from(rngs, options, error, words):
+    with pytest.raises(error, match=words):
+        NonLocalBlock(6, rngs=rngs, **options)
+
+
+class Transformed(nnx.Module):
+    """A network that scans over its layers, and maps one module over positions."""
+
+    def __init__(self, rngs):
+        convolution = partial(nnx.Conv, 3, 3, (1, 1))
+        self.layers = nnx.split_rngs(splits=4)(nnx.vmap(lambda rngs: convolution(rngs=rngs)))(rngs)
+        self.mapped = convolution(rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.scan(lambda x, layer: layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(x, self.layers)
+        return nnx.vmap(lambda layer, x: layer(x), in_axes=(None, 0))(self.mapped, x)
+
+
+@pytest.mark.parametrize("place", ["layers", "mapped"])
+def test_a_place_within_a_transformation_is_refused(place):
+    model = Transformed(nnx.Rngs(0))
+    graph, expected = nnx.graphdef(model), model(X)
+    with pytest.raises(ValueError, match=rf"outside of nnx.scan and nnx.vmap. Got \['{place}'\]"):
+        insert(model, [place])
+    assert nnx.graphdef(model) == graph
+    assert np.array_equal(model(X), expected)
+
+
+def test_an_example_that_the_network_cannot_take_raises_the_error_of_the_network():
+    with pytest.raises(ValueError, match="feature dimension size"):
+        insert(network(), example_input=X[..., :2])
+
+
+@pytest.mark.parametrize("place", ["stem", "alias"])
+def test_a_shared_module_is_a_place_under_all_its_names(place):
+    model = network_with_alias()
+    (insertion,) = insert(model, [place])
+    assert insertion.name == f"{place}.nonlocal_block"
+    assert isinstance(model.stem.nonlocal_block, NonLocalBlock)
+    with pytest.raises(ValueError, match="`after` must have no block yet"):
+        insert(network_with_alias(), ["stem", "alias"])
 
 
 def test_a_place_takes_one_block():

@@ -273,6 +273,22 @@ def test_the_data_format_is_that_of_the_place_or_given(place):
     assert insertion.shape == (None, 6, 5, 7)
 
 
+@pytest.mark.parametrize(("name", "place", "later"), [("sequence", "relu1", "conv2"), ("image", "a_out", "b_1_conv")])
+def test_features_of_the_new_network_come_from_a_clone(name, place, later):
+    plain, x = build_of(name), NETWORKS[name][1]
+    model, _ = insert_nonlocal(plain, [place])
+    block = randomised(model, f"{place}_nonlocal_block").get_layer(f"{place}_nonlocal_block")
+    own = plain.get_layer(later).output
+    with pytest.raises(ValueError, match=r"is used 2 times in the model|is not connected to"):
+        keras.Model(model.inputs[0], model.get_layer(later).output)
+    twin = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    features = keras.Model(twin.inputs[0], twin.get_layer(later).output)(x)
+    before = keras.Model(plain.inputs[0], plain.get_layer(place).output)(x)
+    assert_equal(features, plain.get_layer(later)(block(before)))
+    assert not np.array_equal(features, keras.Model(plain.inputs[0], own)(x))
+
+
 def test_options_and_method_reach_every_block():
     options = {"pairwise": "concatenation", "inner_channels": 2, "bias": {"concat": True}}
     model, insertions = insert_nonlocal(build_of(), ["a_out", "a_add"], method="sorted", **options)
