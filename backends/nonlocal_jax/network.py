@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -63,6 +61,7 @@ def attention_of(model: nnx.Module, x: Any, block: str | None = None, positions:
         ValueError: if there is no such block, the run does not pass it once, or a position is out of range.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from nonlocal_jax import NonLocalBlock
         >>> rngs = nnx.Rngs(0)
         >>> model = nnx.Sequential(nnx.Conv(3, 8, (3, 3), rngs=rngs), NonLocalBlock(8, subsample=2, rngs=rngs))
@@ -82,10 +81,7 @@ def attention_of(model: nnx.Module, x: Any, block: str | None = None, positions:
     entered = notes(chosen)
     check_calls("block", name, len(entered))
     ((x, key_mask),) = entered
-    weights = chosen.attention(x, positions, key_mask)
-    queries = np.arange(weights.shape[1]) if positions is None else positions
-    weights = np.asarray(weights, np.float32 if weights.dtype == jnp.bfloat16 else None)
-    return AttentionMap(weights, queries, x.shape[1:-1], chosen.spec)
+    return AttentionMap(chosen.attention(x, positions, key_mask), positions, x.shape[1:-1], chosen.spec)
 
 
 def check_module(model: nnx.Module) -> None:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from nonlocal_core.attention_map import AttentionMap
@@ -76,10 +75,8 @@ def attention_of(
         model(x, training=False)
     check_calls("block", name, len(entered))
     ((x, key_mask),) = entered
-    weights = chosen.attention(x, positions, key_mask)
-    queries = range(weights.shape[1]) if positions is None else np.asarray(positions)
-    weights = tf.cast(weights, tf.float32) if weights.dtype == tf.bfloat16 else weights
-    return AttentionMap(weights.numpy(), queries, channels_last(x.shape, chosen.data_format)[1:-1], chosen.spec)
+    sizes = channels_last(x.shape, chosen.data_format)[1:-1]
+    return AttentionMap(chosen.attention(x, positions, key_mask), positions, sizes, chosen.spec)
 
 
 def layers_of(model: keras.Layer, prefix: str = "") -> dict[str, keras.Layer]:

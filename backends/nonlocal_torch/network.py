@@ -86,9 +86,7 @@ def attention_of(
         handle.remove()
     check_calls("block", name, len(found))
     ((weights, sizes),) = found
-    queries = range(weights.shape[1]) if positions is None else torch.as_tensor(positions).tolist()
-    weights = weights.float() if weights.dtype == torch.bfloat16 else weights
-    return AttentionMap(weights.cpu().numpy(), queries, sizes, chosen.spec)
+    return AttentionMap(weights, positions, sizes, chosen.spec)
 
 
 def check_module(model: nn.Module) -> None:
