@@ -81,8 +81,8 @@ docs: $(DOCS) $(REPORT) ## build the site in build/site, every warning an error,
 docs-serve: docs ## build the site and show it at http://localhost:8000
 	$(BIN)/python -m http.server -b 127.0.0.1 -d build/site 8000
 
-docs-test: docs ## build the site and test it in Chromium; ARGS are given to pytest
-	$(BIN)/pytest docs/tests $(ARGS)
+docs-test: docs ## build the site and test it in Chromium; SCREENSHOTS=1 keeps build/screenshots, ARGS are given to pytest
+	$(BIN)/pytest -n $(WORKERS) docs/tests $(ARGS)
 
 $(BIN)/uv: constraints.txt
 	@echo "Setting up .venv: a minute or so when everything must be downloaded, and only this once."

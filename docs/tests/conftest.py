@@ -68,9 +68,11 @@ def phone(browser):
 
 @pytest.fixture
 def shot():
-    """Return a function that keeps a picture of a page."""
+    """Return a function that keeps a picture of a page, if SCREENSHOTS is set."""
 
     def take(page, folder, name):
+        if not os.environ.get("SCREENSHOTS"):
+            return
         path = SHOTS / folder / f"{name.replace('/', '-').removesuffix('.html')}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=path, full_page=True)
