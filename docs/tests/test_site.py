@@ -12,7 +12,7 @@ WRITTEN = [name for name in PAGES if not name.startswith("_modules/")]
 """All but the listings of code."""
 REPORT = "benchmarks/report/index.html"
 
-CONTENT = "article"
+CONTENT = "main"
 RAW = re.compile(r"\$\$|\\begin\{|\\frac|\{eq\}|:::|^```", re.MULTILINE)
 """What a page shows where its source was not understood."""
 
