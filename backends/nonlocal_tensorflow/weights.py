@@ -38,6 +38,9 @@ def halves(theta: tf.Tensor, phi: tf.Tensor, form: Form) -> tuple[tf.Tensor, tf.
 
 
 def _softmax(scores: tf.Tensor, valid: tf.Tensor | None) -> tf.Tensor:
+    if scores.shape[-1] == 1:  # of one key the weight is 1, which the fast division of some processors misses
+        ones = tf.where(tf.ones_like(scores, tf.bool), tf.ones_like(scores), scores)  # with gradients of 0
+        return ones if valid is None else tf.where(valid, ones, tf.zeros_like(scores))
     if valid is None:
         return tf.nn.softmax(scores)
     # A row without any key would be NaN: it is computed with every key, then set to 0.

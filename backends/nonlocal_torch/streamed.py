@@ -53,7 +53,9 @@ def fused_attention(
 ) -> Tensor:
     """Compute the softmax forms by the framework's fused attention, with the queries in so many parts."""
     width, queries = max(theta.shape[-1], g.shape[-1]), theta.shape[1]
-    query, key, value = (_head(a, width) for a in (theta, phi, g))
+    # On a CPU the kernel's sums over many keys lose digits of what the values have in common: it is added afterwards.
+    common = g.detach().mean(dim=1, keepdim=True) if _is_centred(g) else None
+    query, key, value = (_head(a, width) for a in (theta, phi, g if common is None else g - common))
     if parts > 1:  # each as a head of its own, with the same keys and values
         query = functional.pad(query, (0, 0, 0, -queries % parts)).unflatten(2, (parts, -1)).squeeze(1)
         key, value = (a.expand(-1, parts, -1, -1) for a in (key, value))
@@ -66,7 +68,12 @@ def fused_attention(
         scale=abs(scale),
     )
     y = y.flatten(1, 2)[:, :queries, : g.shape[-1]]
+    y = y if common is None else y + common
     return y if valid is None else y.masked_fill(~valid.any(dim=1)[:, None, None], 0)
+
+
+def _is_centred(g: Tensor) -> bool:
+    return g.device.type == "cpu" and g.dtype in {torch.float32, torch.float64}
 
 
 def _head(a: Tensor, width: int) -> Tensor:

@@ -83,7 +83,7 @@ def test_the_source_archive_holds_what_a_test_run_needs(built):
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {name.split("/", 2)[1] for name in archive.getnames()}
-    folders = {"backends", "benchmarks", "conformance", "docs", "nonlocal_core"}
+    folders = {"backends", "benchmarks", "conformance", "docs", "examples", "nonlocal_core"}
     files = {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "constraints.txt"}
     assert names == folders | files | {".gitignore", "PKG-INFO", "pyproject.toml"}
 
