@@ -35,7 +35,8 @@ def fail_value(name: str, rule: str, got: object) -> ValueError:
 
 def fail_type(name: str, rule: str, got: object) -> TypeError:
     """Return the error for an argument of a wrong type; `got` is shown by its type, and an array by its shape."""
-    shown = f"shape {tuple(got.shape)}" if getattr(got, "shape", ()) else repr(got)
+    shape = getattr(got, "shape", ())
+    shown = f"shape {tuple(shape)}" if shape else repr(got)
     shown = shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."
     return TypeError(f"`{name}` must {rule}. Got {shown} of type {type(got).__name__}.")
 
