@@ -19,14 +19,16 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
+from asv.machine import Machine
+
 from measuring.case import DEVICES, OURS, Case
 from nonlocal_core.planning import exact_method
 
 FORMS = ("embedded_gaussian", "dot_product", "concatenation")
 BACKENDS = ("torch", "tensorflow", "jax")
-CHANNELS = (64, 256)
-POSITIONS = (16, 64, 128, 256, 512, 1024, 2048)
-SECONDS = 0.4
+CHANNELS = (64, 256, 1024)
+POSITIONS = (16, 64, 128, 256, 512, 784, 1024, 1568, 2048)
+SECONDS = 0.6
 RESULTS = Path(__file__).parent / "results" / "thresholds.json"
 
 
@@ -52,7 +54,8 @@ def main() -> None:
                 sys.stdout.write(f"{backend:10} {name:26} {row}  limit {limit}\n")
                 sys.stdout.flush()
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"device": DEVICES[0], "channels": CHANNELS, "limits": limits}, indent=2) + "\n")
+    measured = {"device": DEVICES[0], "cpu": Machine.get_defaults()["cpu"], "channels": CHANNELS, "limits": limits}
+    RESULTS.write_text(json.dumps(measured, indent=2) + "\n")
 
 
 def _ratio(backend: str, pairwise: str, training: bool, positions: int, seconds: float) -> float:

@@ -122,7 +122,12 @@ BLOCK = {"cpu": 2**20, "gpu": 2**26}
 """How many weights a block of queries holds at most."""
 
 LIMITS: dict[tuple[str, str], dict[tuple[str | None, bool], int]] = {
-    ("torch", "cpu"): {("streamed", True): 2**18, ("sorted", False): 2**18, ("sorted", True): 2**18},
+    ("torch", "cpu"): {
+        ("streamed", False): 2**16,
+        ("streamed", True): 2**20,
+        ("sorted", False): 2**18,
+        ("sorted", True): 2**18,
+    },
     ("tensorflow", "cpu"): {
         ("streamed", False): 2**22,
         ("streamed", True): 2**22,
@@ -138,7 +143,8 @@ LIMITS: dict[tuple[str, str], dict[tuple[str | None, bool], int]] = {
 """Up to how many weights the matrix is faster, by backend, method, and whether gradients may be asked for; 0 elsewhere.
 
 `python benchmarks/thresholds.py` measures them and writes benchmarks/results/thresholds.json; differences of 3 % or
-less between the two are taken for noise. No GPU has been measured.
+less between the two are taken for noise. The 2**20 of PyTorch is below the one found there (1,568 positions), because
+on another processor (Intel Xeon) the two took the same at 1,024. No GPU has been measured.
 """
 
 

@@ -85,7 +85,7 @@ def _head(a: Tensor, width: int) -> Tensor:
 
 def _attend(theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale: float, rows: int | None) -> Tensor:
     if rows is None:
-        return fused_attention(theta, phi, g, valid, scale)
+        return fused_attention(theta, phi, g, valid, scale, _parts(theta))
     wide, values = _widened(phi), _widened(g)
     blocks = [_weights(part, wide, valid, scale) @ values for part in theta.split(rows, dim=1)]
     return torch.cat(blocks, dim=1).to(theta.dtype)
@@ -135,7 +135,10 @@ def _fused_graph(
 
 
 def _parts(theta: Tensor) -> int:
-    """Return into how many parts to cut the queries: on a CPU the kernel's gradient has one thread for each."""
+    """Return into how many parts to cut the queries: on a CPU the kernel shares out few large blocks of each.
+
+    Its gradient has one thread for each part.
+    """
     if theta.device.type != "cpu":
         return 1
     # Each part has gradients of phi and g of its own, which are then added.
