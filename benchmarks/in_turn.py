@@ -3,7 +3,7 @@
     python benchmarks/in_turn.py image-28 torch tensorflow jax
     python benchmarks/in_turn.py wide-14 torch pytorchvideo mmcv --training --forms embedded_gaussian
 
-Prints the median time of each, and in brackets its ratio to the first.
+Prints the median time of each, and in brackets its ratio to the first that can be measured.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
-from importlib import import_module
 
 from measuring.case import BACKENDS, DEVICES, FORMS, GEOMETRIES, Case
+from measuring.subject import Subject, in_turn
 
 
 def main() -> None:
@@ -29,25 +28,22 @@ def main() -> None:
     channels, spatial = GEOMETRIES[args.geometry]
     step = "training" if args.training else "forward"
     for form in args.forms:
-        cases = [Case(b, DEVICES[0], form, "auto", channels, spatial, training=args.training) for b in args.backends]
-        calls = {
-            case.backend: getattr(import_module(f"measuring.on_{case.library}"), step)(case)
-            for case in cases
-            if case.impossible is None
-        }
-        times: dict[str, list[float]] = {backend: [] for backend in calls}
-        for call in calls.values():
-            call()
-        end = time.perf_counter() + args.seconds
-        while time.perf_counter() < end:
-            for backend, call in calls.items():
-                start = time.perf_counter()
-                call()
-                times[backend].append(time.perf_counter() - start)
-        medians = {backend: statistics.median(taken) for backend, taken in times.items()}
-        first = next(iter(medians.values()))
-        row = "  ".join(f"{backend} {1e3 * t:.2f} ms ({t / first:.2f})" for backend, t in medians.items())
-        sys.stdout.write(f"{args.geometry} {step} {form}: {row}\n")
+        subjects = []
+        for backend in args.backends:
+            case = Case(backend, DEVICES[0], form, "auto", channels, spatial, training=args.training)
+            reason = case.impossible or case.too_large
+            if reason is None:
+                subjects.append(Subject("", (), case, step))
+            else:
+                sys.stdout.write(f"{backend}, {form}: not measured, {reason}\n")
+        times = in_turn([one.call for one in subjects], args.seconds) if subjects else []
+        medians = [statistics.median(taken) for taken in times]
+        row = "  ".join(
+            f"{one.case.backend} {1e3 * median:.2f} ms ({median / medians[0]:.2f})"
+            for one, median in zip(subjects, medians, strict=True)
+        )
+        if row:
+            sys.stdout.write(f"{args.geometry} {step} {form}: {row}\n")
         sys.stdout.flush()
 
 

@@ -13,15 +13,13 @@ import argparse
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from asv.machine import Machine
 
-from measuring.case import DEVICES, OURS, Case
+from measuring.case import DEVICES, Case
+from measuring.subject import Subject, in_turn
 from nonlocal_core.planning import exact_method
 
 FORMS = ("embedded_gaussian", "dot_product", "concatenation")
@@ -60,32 +58,15 @@ def main() -> None:
 
 def _ratio(backend: str, pairwise: str, training: bool, positions: int, seconds: float) -> float:
     """Return the time of the matrix over that of the other method, the mean over the widths."""
-    ratios = []
+    step, ratios = "training" if training else "forward", []
     for channels in CHANNELS:
-        matrix, other = (
-            _call(Case(backend, DEVICES[0], pairwise, method, channels, (positions,), training=training))
-            for method in ("pairwise", exact_method(pairwise) or "auto")
-        )
-        ratios.append(_in_turn(matrix, other, seconds))
+        calls = []
+        for method in ("pairwise", exact_method(pairwise) or "auto"):
+            case = Case(backend, DEVICES[0], pairwise, method, channels, (positions,), training=training)
+            calls.append(Subject("", (), case, step).call)
+        matrix, other = map(min, in_turn(calls, seconds))
+        ratios.append(matrix / other)
     return statistics.geometric_mean(ratios)
-
-
-def _call(case: Case) -> Callable[[], Any]:
-    library = import_module(f"measuring.on_{OURS[case.backend]}")
-    call = (library.training if case.training else library.forward)(case)
-    call()
-    return call
-
-
-def _in_turn(first: Callable[[], Any], second: Callable[[], Any], seconds: float) -> float:
-    """Return the ratio of the shortest times of two calls."""
-    shortest, end = [float("inf")] * 2, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        for index, call in enumerate((first, second)):
-            start = time.perf_counter()
-            call()
-            shortest[index] = min(shortest[index], time.perf_counter() - start)
-    return shortest[0] / shortest[1]
 
 
 if __name__ == "__main__":

@@ -48,11 +48,9 @@ def streamed(theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale:
     return _attend(theta, phi, g, valid, scale, rows)
 
 
-def fused_attention(
-    theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale: float, parts: int = 1
-) -> Tensor:
-    """Compute the softmax forms by the framework's fused attention, with the queries in so many parts."""
-    width, queries = max(theta.shape[-1], g.shape[-1]), theta.shape[1]
+def fused_attention(theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale: float) -> Tensor:
+    """Compute the softmax forms by the framework's fused attention."""
+    width, queries, parts = max(theta.shape[-1], g.shape[-1]), theta.shape[1], _parts(theta)
     # On a CPU the kernel's sums over many keys lose digits of what the values have in common: it is added afterwards.
     common = g.detach().mean(dim=1, keepdim=True) if _is_centred(g) else None
     query, key, value = (_head(a, width) for a in (theta, phi, g if common is None else g - common))
@@ -85,7 +83,7 @@ def _head(a: Tensor, width: int) -> Tensor:
 
 def _attend(theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale: float, rows: int | None) -> Tensor:
     if rows is None:
-        return fused_attention(theta, phi, g, valid, scale, _parts(theta))
+        return fused_attention(theta, phi, g, valid, scale)
     wide, values = _widened(phi), _widened(g)
     blocks = [_weights(part, wide, valid, scale) @ values for part in theta.split(rows, dim=1)]
     return torch.cat(blocks, dim=1).to(theta.dtype)
@@ -130,18 +128,15 @@ def _fused_graph(
     with torch.enable_grad():
         # Views have edges of their own, even of one tensor, and an edge keeps no tensor alive.
         inputs = [a.view_as(a) for a in (theta, phi, g)]
-        y = fused_attention(*inputs, valid, scale, _parts(theta))
+        y = fused_attention(*inputs, valid, scale)
         return y.detach(), (get_gradient_edge(y), [get_gradient_edge(a) for a in inputs if a.requires_grad])
 
 
 def _parts(theta: Tensor) -> int:
-    """Return into how many parts to cut the queries: on a CPU the kernel shares out few large blocks of each.
-
-    Its gradient has one thread for each part.
-    """
-    if theta.device.type != "cpu":
+    """Return into how many parts to cut the queries: on a CPU the kernel shares out too few blocks of them itself."""
+    if torch.compiler.is_compiling() or theta.device.type != "cpu":
         return 1
-    # Each part has gradients of phi and g of its own, which are then added.
+    # Its gradient has one thread for each part, with gradients of phi and g of its own, which are then added.
     return min(-(-torch.get_num_threads() // max(theta.shape[0], 1)), MOST_PARTS)
 
 

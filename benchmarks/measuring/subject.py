@@ -8,7 +8,7 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from nonlocal_conformance.memory import peak_resident
 from . import journal
 from .case import Case, free_memory
 
-__all__ = ["LIMIT", "Subject", "median_seconds", "subject", "watched"]
+__all__ = ["LIMIT", "Subject", "in_turn", "median_seconds", "subject", "watched"]
 
 LIMIT = "NONLOCAL_BENCH_LIMIT"
 """The environment variable with the seconds that one benchmark of one case may take."""
@@ -92,6 +92,20 @@ def median_seconds(call: Callable[[], Any], budget: float) -> float:
         call()
         times.append(time.perf_counter() - start)
     return float(np.median(times))
+
+
+def in_turn(calls: Sequence[Callable[[], Any]], seconds: float) -> list[list[float]]:
+    """Return the times of each call, all called in turn for that long, after a first one each that does not count."""
+    for call in calls:
+        call()
+    times: list[list[float]] = [[] for _ in calls]
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for call, taken in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - start)
+    return times
 
 
 @functools.lru_cache(maxsize=1)
