@@ -49,10 +49,9 @@ def reassociated(theta: Array, phi: Array, g: Array, form: Form, valid: Array | 
     if not keys_first(*known_sizes((theta.shape[1], *phi.shape[1:], g.shape[2]))):
         return pairwise(theta, phi, g, form, valid)
     dtype = jnp.result_type(theta, phi, jnp.float32)
-    theta, after = _scaled(theta, form, dtype)
-    sums = product("bmc,bmd->bcd", phi, g, dtype)
-    y = product("bnc,bcd->bnd", theta, _narrowed(sums, theta, g), dtype)
-    return after * y / _count_of(phi, None if valid is None else valid[:, None, :], dtype)
+    count = _count_of(phi, None if valid is None else valid[:, None, :], dtype)
+    means = form.scale * product("bmc,bmd->bcd", phi, g, dtype) / count
+    return product("bnc,bcd->bnd", theta, _narrowed(means, theta, g), dtype)
 
 
 def pairwise_weights(theta: Array, phi: Array, form: Form, valid: Array) -> Array:

@@ -84,7 +84,7 @@ def aggregate(
     if chosen.method == "streamed":
         y = streamed(theta, phi, g, form, key_mask, chosen.rows)
     elif chosen.method == "reassociated":
-        y = _reassociated(form.scale * theta, phi, g) / _count(phi, valid)
+        y = _reassociated(theta, phi, g, form.scale / _count(phi, valid))
     elif chosen.method == "sorted":
         y = form.scale * sorted_sums(theta, phi, g, form, key_mask) / _count(phi, valid)
     else:
@@ -109,11 +109,11 @@ def _plan(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, form: Form, method: st
     )
 
 
-def _reassociated(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor) -> tf.Tensor:
-    """Return the sum over j of (theta_i . phi_j) g_j, by the cheaper order of the two products."""
+def _reassociated(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Return the sum over j of (theta_i . phi_j) g_j times a factor, by the cheaper order of the two products."""
     if keys_first(theta.shape[1], phi.shape[1], phi.shape[2], g.shape[2]):
-        return theta @ tf.matmul(phi, g, transpose_a=True)
-    return tf.matmul(theta, phi, transpose_b=True) @ g
+        return theta @ (factor * tf.matmul(phi, g, transpose_a=True))
+    return (factor * tf.matmul(theta, phi, transpose_b=True)) @ g
 
 
 def _count(phi: tf.Tensor, valid: tf.Tensor | None) -> tf.Tensor:

@@ -108,11 +108,11 @@ def _pairwise(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Tenso
 
 
 def _reassociated(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Tensor | None) -> Tensor:
-    """Return theta (phi^T g) / M, by the cheaper order of the two products."""
-    count, theta = _count(phi, key_mask), form.scale * theta
+    """Return theta (phi^T g) / M, by the cheaper order of the two products; the factors go to the array between them."""
+    count = _count(phi, key_mask)
     if keys_first(*_known(theta.shape[1], phi.shape[1]), phi.shape[2], g.shape[2]):
-        return theta @ (phi.mT @ g) / count
-    return (theta @ phi.mT) @ g / count
+        return theta @ (form.scale * (phi.mT @ g) / count)
+    return (form.scale * (theta @ phi.mT) / count) @ g
 
 
 def _sorted(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from nonlocal_torch.weights import is_recorded, is_transformed
 
-__all__ = ["active_sums", "running_sums", "sorted_sums"]
+__all__ = ["running_sums", "sorted_sums"]
 
 
 class Ranks(NamedTuple):
@@ -38,8 +38,10 @@ def sorted_sums(a: Tensor, b: Tensor, g: Tensor, valid: Tensor | None) -> Tensor
     centre = b.detach().gather(1, middle[..., None])
     a, b = a + centre, b - centre
     b = b if valid is None else b.masked_fill(~valid[..., None], 0)
-    plain, weighted = active_sums(torch.cat([g, b * g], dim=-1), forth, back).chunk(2, dim=-1)
-    return torch.addcmul(weighted, a, plain)
+    if is_recorded(a, b, g) and not is_transformed():
+        sums: Tensor = _Sums.apply(a, b, g, *forth, *back)[0]
+        return sums
+    return _sums(a, b, g, *forth)[0]
 
 
 def _middle(b: Tensor, valid: Tensor | None) -> Tensor:
@@ -72,47 +74,51 @@ def _order(a: Tensor) -> Tensor:
     return torch.sort(a, dim=1, stable=True).indices
 
 
-def active_sums(values: Tensor, forth: Ranks, back: Ranks) -> Tensor:
-    """Return for each i the sum of values_j over the j with a_i + b_j > 0: `(B, M, D)` -> `(B, N, D)`.
+class _Sums(torch.autograd.Function):
+    """`_sums`, whose gradient is made of the same sums with a and b exchanged: no additions to scattered places."""
 
-    It is linear in `values`, and its transpose is the same sum with a and b exchanged: with `forth` and `back`.
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, g: Tensor, *ranks: Tensor) -> tuple[Tensor, Tensor]:
+        sums, plain = _sums(a, b, g, *ranks[:2])
+        ctx.save_for_backward(a, b, g, plain, *ranks)
+        ctx.set_materialize_grads(False)
+        return sums, plain
+
+    @staticmethod
+    def backward(ctx: Any, dsums: Tensor | None, dplain: Tensor | None) -> tuple[Tensor | None, ...]:
+        a, b, g, plain, *ranks = ctx.saved_tensors
+        if plain.shape[1] == 0:  # without a query there is no row to look up
+            return (*map(torch.zeros_like, (a, b, g)), None, None, None, None)
+        da = db = dg = None
+        if dsums is not None:
+            dg, active = _Sums.apply(b, a, dsums, *ranks[2:], *ranks[:2])
+            da, db = ((one * other).sum(dim=-1, keepdim=True) for one, other in ((plain, dsums), (g, active)))
+        if dplain is not None:  # in a second derivative
+            active = _Sums.apply(b, a, dplain, *ranks[2:], *ranks[:2])[1]
+            dg = active if dg is None else dg + active
+        return da, db, dg, None, None, None, None
+
+
+def _sums(a: Tensor, b: Tensor, g: Tensor, order: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for each i the sum of (a_i + b_j) g_j, and that of g_j, over the first `counts[i]` of an order.
+
+    `(B, N, 1), (B, M, 1), (B, M, D)` -> `(B, N, D)` twice. Both are prefix sums, in blocks: one long running sum is slow.
     """
-    if is_recorded(values) and not is_transformed():
-        sums: Tensor = _ActiveSums.apply(values, *forth, *back)
-        return sums
-    return _prefix_sums(values, *forth)
-
-
-class _ActiveSums(torch.autograd.Function):
-    """`active_sums`, whose gradient is of its own kind: no additions to scattered places."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, values: Tensor, order: Tensor, counts: Tensor, back_order: Tensor, back_counts: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(order, counts, back_order, back_counts)
-        return _prefix_sums(values, order, counts)
-
-    @staticmethod
-    def backward(ctx: Any, dsums: Tensor) -> tuple[Tensor | None, ...]:
-        order, counts, back_order, back_counts = ctx.saved_tensors
-        if dsums.shape[1] == 0:  # without a query there is no row to look up
-            return dsums.new_zeros(order.shape[0], order.shape[1], dsums.shape[2]), None, None, None, None
-        return active_sums(dsums, Ranks(back_order, back_counts), Ranks(order, counts)), None, None, None, None
-
-
-def _prefix_sums(values: Tensor, order: Tensor, counts: Tensor) -> Tensor:
-    """Return the sum of the first `counts[i]` values in an order, in blocks: one long running sum is slow."""
-    on_cpu = values.device.type == "cpu"
-    block = 32 if on_cpu else 128
+    block = 32 if g.device.type == "cpu" else 128
     # Two blocks at least, and `unfold`: to an export a single one, or the size of a reshaped axis, is a condition.
     blocks = order.shape[1] // block + 2
-    order = functional.pad(order, (1, blocks * block - order.shape[1] - 1))
-    rows = _rows(values, order.unfold(1, block, block))  # (B, blocks, block, D)
+    order = functional.pad(order, (1, blocks * block - order.shape[1] - 1)).unfold(1, block, block)
+    rows = _rows(g, order)  # (B, blocks, block, D)
     rows[:, 0, 0] = 0  # row k becomes the sum of the first k
-    inside = running_sums(rows, by_product=on_cpu)
-    sums = inside + functional.pad(inside[:, :, -1], (0, 0, 1, -1)).cumsum(dim=1)[:, :, None]
-    return _rows(sums.flatten(1, 2), counts)
+    plain, weighted = (_rows(_prefix_sums(values), counts) for values in (rows, _rows(b, order) * rows))
+    return torch.addcmul(weighted, a, plain), plain
+
+
+def _prefix_sums(rows: Tensor) -> Tensor:
+    """Return the running sums of rows in blocks, `(B, blocks, block, D)` -> `(B, blocks * block, D)`."""
+    inside = running_sums(rows, by_product=rows.device.type == "cpu")
+    inside += functional.pad(inside[:, :, -1], (0, 0, 1, -1)).cumsum(dim=1)[:, :, None]
+    return inside.flatten(1, 2)
 
 
 def running_sums(rows: Tensor, *, by_product: bool) -> Tensor:

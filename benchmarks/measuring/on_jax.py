@@ -30,17 +30,20 @@ def forward(case: Case) -> Callable[[], Any]:
 
 
 def training(case: Case) -> Callable[[], Any]:
-    """Return a training step: the gradients of sum(z dz), and the running statistics after it."""
+    """Return a training step: the gradients for dz, that of z, and the running statistics after it."""
     block = NonLocalBlock.from_spec(case.spec, rngs=nnx.Rngs(0), method=case.asked, dtype=_precision(case))
     block.import_params(params_of(case.spec))
     graph, *states = nnx.split(block, nnx.Param, nnx.BatchStat)
     params, statistics = states
 
-    def loss(params: Any, x: Any, dz: Any, statistics: Any) -> Any:
-        made = nnx.merge(graph, params, statistics, copy=True)
-        return (made(x) * dz).sum(), nnx.state(made, nnx.BatchStat)
+    def step(params: Any, x: Any, dz: Any, statistics: Any) -> Any:
+        def output(params: Any, x: Any) -> Any:
+            made = nnx.merge(graph, params, statistics, copy=True)
+            return made(x), nnx.state(made, nnx.BatchStat)
 
-    step = jax.grad(loss, argnums=(0, 1), has_aux=True)
+        z, gradients_for, after = jax.vjp(output, params, x, has_aux=True)
+        return gradients_for(dz.astype(z.dtype)), after
+
     return _compiled(case, step, params, input_of(case.shape), input_of(case.shape, seed=2), statistics)
 
 

@@ -9,7 +9,7 @@ __all__ = ["Training"]
 
 
 class Training:
-    """Forward and backward of sum(z dz), to the input and to every parameter, batch 1, without an optimiser."""
+    """Forward and backward, from a gradient of z to the input and to every parameter, batch 1, without an optimiser."""
 
     params = (BACKENDS, DEVICES, FORMS, METHODS, tuple(GEOMETRIES), DTYPES)
     param_names = ("backend", "device", "pairwise", "method", "geometry", "dtype")
