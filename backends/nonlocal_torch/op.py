@@ -108,7 +108,7 @@ def _pairwise(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Tenso
 
 
 def _reassociated(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Tensor | None) -> Tensor:
-    """Return theta (phi^T g) / M, by the cheaper order of the two products; the factors go to the array between them."""
+    """Return theta (phi^T g) / M, by the cheaper order of the products; the array between them takes the factors."""
     count = _count(phi, key_mask)
     if keys_first(*_known(theta.shape[1], phi.shape[1]), phi.shape[2], g.shape[2]):
         return theta @ (form.scale * (phi.mT @ g) / count)

@@ -7,6 +7,7 @@ sums G of g_j and H of b_j g_j.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -102,15 +103,15 @@ class _Sums(torch.autograd.Function):
 def _sums(a: Tensor, b: Tensor, g: Tensor, order: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Return for each i the sum of (a_i + b_j) g_j, and that of g_j, over the first `counts[i]` of an order.
 
-    `(B, N, 1), (B, M, 1), (B, M, D)` -> `(B, N, D)` twice. Both are prefix sums, in blocks: one long running sum is slow.
+    `(B, N, 1), (B, M, 1), (B, M, D)` -> `(B, N, D)` twice. Prefix sums in blocks, as one long sum is slow.
     """
     block = 32 if g.device.type == "cpu" else 128
     # Two blocks at least, and `unfold`: to an export a single one, or the size of a reshaped axis, is a condition.
     blocks = order.shape[1] // block + 2
     order = functional.pad(order, (1, blocks * block - order.shape[1] - 1)).unfold(1, block, block)
-    rows = _rows(g, order)  # (B, blocks, block, D)
+    factors, rows = _rows(order, b, g)  # (B, blocks, block, 1) and (B, blocks, block, D)
     rows[:, 0, 0] = 0  # row k becomes the sum of the first k
-    plain, weighted = (_rows(_prefix_sums(values), counts) for values in (rows, _rows(b, order) * rows))
+    plain, weighted = _rows(counts, _prefix_sums(rows), _prefix_sums(factors * rows))
     return torch.addcmul(weighted, a, plain), plain
 
 
@@ -129,7 +130,9 @@ def running_sums(rows: Tensor, *, by_product: bool) -> Tensor:
     return torch.ones(size, size, dtype=rows.dtype, device=rows.device).tril() @ rows
 
 
-def _rows(a: Tensor, index: Tensor) -> Tensor:
-    """Return `a[b, index[b]]` for every b, `(B, N, D), (B, ..)` -> `(B, .., D)`: the fastest of the ways to do so."""
-    first = torch.arange(a.shape[0], device=a.device) * a.shape[1]
-    return functional.embedding(index + first.reshape(-1, *[1] * (index.dim() - 1)), a.flatten(0, 1))
+def _rows(index: Tensor, *arrays: Tensor) -> Iterator[Tensor]:
+    """Yield `a[b, index[b]]` for every b, `(B, N, D), (B, ..)` -> `(B, .., D)`: the fastest of the ways to do so."""
+    samples, length = arrays[0].shape[:2]
+    first = torch.arange(samples, device=index.device) * length
+    index = index + first.reshape(-1, *[1] * (index.dim() - 1))
+    return (functional.embedding(index, a.flatten(0, 1)) for a in arrays)
