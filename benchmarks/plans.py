@@ -43,9 +43,19 @@ def _scaling(
 ) -> Iterator[tuple[object, ...]]:
     """Yield parameters of `Scaling`."""
     for backend, device, form, size in itertools.product(backends, DEVICES, forms, positions):
-        largest = _LARGEST[device] if form in _SOFTMAX else POSITIONS[-1]
-        if size <= (largest if backend in OURS else _BEYOND[device]):
+        if size <= (_largest(device, form) if backend in OURS else _BEYOND[device]):
             yield backend, device, form, step, size
+
+
+def _slope(backends: Iterable[str], forms: Iterable[str]) -> Iterator[tuple[object, ...]]:
+    """Yield parameters of `Slope`."""
+    for backend, device, form in itertools.product(backends, DEVICES, forms):
+        yield backend, device, form, _largest(device, form)
+
+
+def _largest(device: str, form: str) -> int:
+    """Return the most positions at which a form is measured."""
+    return _LARGEST[device] if form in _SOFTMAX else POSITIONS[-1]
 
 
 def quick() -> Plan:
@@ -65,6 +75,7 @@ def quick() -> Plan:
             *_scaling(("torch_matrix",), FORMS, "training", POSITIONS[:3]),
             *_scaling(("mmcv",), FORMS, "training", POSITIONS[1:3]),
         ],
+        "scaling.Slope": list(_slope(("torch",), (*_DOT, *_CONCATENATION))),
         "quality.Quality": list(_block(("torch",), FORMS, ("image-28",))),
     }
 
@@ -86,7 +97,7 @@ def full() -> Plan:
             *_scaling((*_THREE, *MATRIX, *_FAST), FORMS, "training", POSITIONS),
             *_scaling((*_TORCH, "mmcv"), _CONCATENATION, "forward", POSITIONS),
         ],
-        "scaling.Slope": list(itertools.product(OURS, DEVICES, FORMS)),
+        "scaling.Slope": list(_slope(OURS, FORMS)),
         "quality.Quality": list(
             _block((*_THREE, "torch_matrix"), FORMS, ("image-28", "wide-14", "res4-8x8", "dense-128"))
         ),

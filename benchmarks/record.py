@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ def this_machine() -> str:
 
 
 def measured(plan: Plan, config: Path, stamp: str, *, limit: int, python: str | None = None) -> int:
-    """Measure a plan and keep the results, one class after the other, so that little is lost by an interruption.
+    """Measure a plan and keep the results, a part after the other, so that little is lost by an interruption.
 
     Args:
         plan: what to measure; a class without a case is passed over.
@@ -98,13 +97,13 @@ def measured(plan: Plan, config: Path, stamp: str, *, limit: int, python: str | 
     total, done, start, failed = sum(sizes.values()), 0, time.monotonic(), False
     _say(f"{total} measurements of {stamp[:8]} on {machine}")
     WORK.mkdir(parents=True, exist_ok=True)
-    for name, cases in filter(itemgetter(1), plan.items()):
+    for name, cases, modules in _parts(plan):
         notes = _opened(file, name)
         for case in cases:
             notes.get(name, {}).pop(_key(case), None)
         command = ["run", "--show-stderr", "--machine", machine, "--set-commit-hash", stamp]
         command += [] if python is None else ["--environment", f"here:{python}"]
-        for line in _run(config, [*command, "--bench", _regex(name, cases)], limit):
+        for line in _run(config, [*command, "--bench", _regex(name, cases)], limit, modules):
             _progress(line, done, total, start)
             done += line["note"] is None
             if line["note"] is not None:
@@ -113,6 +112,18 @@ def measured(plan: Plan, config: Path, stamp: str, *, limit: int, python: str | 
         failed |= _explain(file, name, cases, notes)
     _say(f"{time.monotonic() - start:.0f} s; the results are in {os.path.relpath(file, ROOT)}")
     return int(failed)
+
+
+def _parts(plan: Plan) -> Iterator[tuple[str, list[tuple[object, ...]], list[str]]]:
+    """Yield the name of a class, those of its cases that need one framework, and the modules to import for them."""
+    for name, cases in plan.items():
+        made = [getattr(_class(name), "case", lambda *_: None)(*params) for params in cases]
+        for library in dict.fromkeys(case and case.library for case in made):
+            part = [
+                (params, case) for params, case in zip(cases, made, strict=True) if (case and case.library) == library
+            ]
+            modules = {module for _, case in part if case for module in case.modules}
+            yield name, [params for params, _ in part], sorted(modules)
 
 
 def _class(name: str) -> Any:
@@ -139,11 +150,12 @@ def _key(params: Iterable[object]) -> str:
     return ", ".join(map(repr, params))
 
 
-def _run(config: Path, command: Sequence[str], limit: int) -> Iterator[dict[str, Any]]:
-    """Run asv and yield what its benchmarks write in the journal, when they do."""
+def _run(config: Path, command: Sequence[str], limit: int, modules: list[str]) -> Iterator[dict[str, Any]]:
+    """Run asv, which imports modules beforehand, and yield what its benchmarks write in the journal, when they do."""
     journal, log = WORK / "journal", WORK / "log"
     journal.write_text("", encoding="utf-8")
     environment = {**os.environ, JOURNAL: str(journal), LIMIT: str(limit), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment["NONLOCAL_BENCH_PRELOAD"] = " ".join(modules)
     arguments = [sys.executable, "-m", "asv", "--config", str(config), *command]
     with (
         log.open("w", encoding="utf-8") as output,

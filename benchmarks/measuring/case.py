@@ -112,6 +112,11 @@ class Case:
         return "torch" if self.backend in PEERS else OURS[MATRIX.get(self.backend, self.backend)]
 
     @property
+    def modules(self) -> set[str]:
+        """What is imported to measure it."""
+        return {f"measuring.on_{self.library}", *([f"peers.{self.backend}"] if self.backend in PEERS else [])}
+
+    @property
     def asked(self) -> str:
         """The method by its name in this project."""
         return self.method if self.backend in OURS else "pairwise"

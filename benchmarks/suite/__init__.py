@@ -1,7 +1,13 @@
-"""The benchmarks, for asv; frameworks are imported where a benchmark runs and nowhere before."""
+"""The benchmarks, for asv; frameworks are imported where a benchmark runs, or once before all that need the same."""
 
+import importlib
+import os
 import sys
 from pathlib import Path
 
 # asv finds this package, but not its neighbours.
 sys.path.append(str(Path(__file__).parents[1]))
+
+# The process that asv forks for each benchmark imports them, which takes longer than most benchmarks.
+for _module in os.environ.get("NONLOCAL_BENCH_PRELOAD", "").split():
+    importlib.import_module(_module)

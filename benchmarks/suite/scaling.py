@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from measuring.case import BACKENDS, DEVICES, FORMS, OURS, Case, grid_of
-from measuring.subject import Subject, subject, watched
+from measuring.subject import Subject, in_turn, subject, watched
 
 __all__ = ["CHANNELS", "POSITIONS", "Scaling", "Slope"]
 
@@ -18,8 +19,8 @@ CHANNELS = 64
 
 POSITIONS = tuple(2**power for power in (10, 12, 13, 14, 15, 16, 18))
 
-_SLOPES = {False: (16384, 65536, 262144), True: (8192, 16384, 32768)}
-"""The positions to which a slope is fitted, for the forms without and with a softmax."""
+_KEEP = "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184"
+"""Settings of malloc. Else it gives arrays of 32 MiB and more back to the system: most of a call is then new pages."""
 
 
 class Scaling:
@@ -50,45 +51,54 @@ class Scaling:
 
 
 class Slope:
-    """The power of the number of positions with which a training step grows, fitted to three sizes.
+    """The power of the number of positions with which a training step grows: 1 is linear, 2 quadratic.
 
-    1 is linear, 2 quadratic. The forms with a softmax are measured at 8,192 to 32,768 positions, the others at
-    16,384 to 262,144, each size in a process of its own.
+    It is fitted to a number of positions, a quarter and a sixteenth of it. Times are of calls in turn; memory is of one
+    process for each size.
     """
 
-    params = (tuple(OURS), DEVICES, FORMS)
-    param_names = ("backend", "device", "pairwise")
+    params = (tuple(OURS), DEVICES, FORMS, POSITIONS[-3:])
+    param_names = ("backend", "device", "pairwise", "positions")
 
-    def setup(self, *params: str) -> None:
+    def setup(self, *params: Any) -> None:
         """Refuse what cannot be measured."""
         watched("scaling.Slope", params, self.case(*params))
 
     @staticmethod
-    def case(*params: str, positions: int = POSITIONS[0]) -> Case:
+    def case(backend: str, device: str, pairwise: str, positions: int) -> Case:
         """Return what the parameters mean at one number of positions."""
-        backend, device, pairwise = params
         return Scaling.case(backend, device, pairwise, "training", positions)
 
-    def track_time(self, *params: str) -> float:
-        """The power of the time."""
-        return _slope(params, Subject.seconds)
+    def track_time(self, *params: Any) -> float:
+        """The power of the time where the process keeps its memory from call to call."""
+        subjects = self.subjects(*params)
+        os.environ["GLIBC_TUNABLES"] = _KEEP
+        return _slope(subjects, _in_process("spawn", _medians, subjects))
 
-    def track_memory(self, *params: str) -> float:
+    def track_memory(self, *params: Any) -> float:
         """The power of the peak memory."""
-        return _slope(params, Subject.peak)
+        subjects = self.subjects(*params)
+        return _slope(subjects, [_in_process("fork", Subject.peak, one) for one in subjects])
+
+    def subjects(self, *params: Any) -> list[Subject]:
+        """Return what is measured, one for each size."""
+        backend, device, pairwise, largest = params
+        cases = [self.case(backend, device, pairwise, largest // part) for part in (16, 4, 1)]
+        return [Subject("scaling.Slope", params, case, "training") for case in cases]
 
     track_time.unit = track_memory.unit = "power"  # type: ignore[attr-defined]
 
 
-def _slope(params: tuple[str, ...], measure: Callable[[Subject], Any]) -> float:
-    """Return the slope of what is measured against the number of positions, both as logarithms."""
-    sizes = _SLOPES["gaussian" in params[2]]
-    cases = [Slope.case(*params, positions=size) for size in sizes]
-    found = [_apart(measure, Subject("scaling.Slope", params, case, "training")) for case in cases]
-    return float(np.polyfit(np.log(sizes), np.log(found), 1)[0])
+def _medians(subjects: list[Subject]) -> list[float]:
+    return [float(np.median(times)) for times in in_turn([one.run for one in subjects], 20)]
 
 
-def _apart(measure: Callable[[Subject], Any], one: Subject) -> Any:
-    """Return what is measured in a new process, in which no framework has been imported."""
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(measure, (one,))
+def _slope(subjects: list[Subject], found: list[Any]) -> float:
+    """Return the slope of what is found against the number of positions, both as logarithms."""
+    return float(np.polyfit(np.log([one.case.positions for one in subjects]), np.log(found), 1)[0])
+
+
+def _in_process(start: str, measure: Callable[[Any], Any], argument: Any) -> Any:
+    """Return what is measured in a new process, which is begun as `start` says."""
+    with multiprocessing.get_context(start).Pool(1) as pool:
+        return pool.apply(measure, (argument,))

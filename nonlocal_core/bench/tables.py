@@ -74,12 +74,17 @@ def growth(run: Run, step: str, *, markdown: bool) -> Any:
     """
     table = _table(["form", "implementation", "time", "memory", "largest N"], markdown=markdown)
     times, bytes_held = (run.of(f"scaling.Scaling.{name}") for name in ("time_positions", "track_memory"))
-    for form in dict.fromkeys(one.params["pairwise"] for one in times):
+    fitted = [_fitted(run, name) if step == "training" else {} for name in ("track_time", "track_memory")]
+    for form in dict.fromkeys([*(one.params["pairwise"] for one in times), *(key[0] for key in fitted[0])]):
         own = [[one for one in found if _is_of(one, form, step)] for found in (times, bytes_held)]
         for way in sorted({_way(one) for one in own[0]}, key=_rank):
             curves = [[one for one in found if _way(one) == way] for found in own]
             largest = max((one.params["positions"] for one in curves[0] if one.value), default=0)
             table.add_row(form, label(*way), *map(_power, curves), f"{largest:,}" if largest else "-")
+        for backend, positions in sorted({(key[1], key[2]) for key in fitted[0] if key[0] == form}):
+            powers = [found.get((form, backend, positions)) for found in fitted]
+            cells = [f"N^{power:.2f}" if power else "-" for power in powers]
+            table.add_row(form, f"{label(backend, 'auto')}, memory kept", *cells, f"{positions:,}")
         table.add_section()
     return table
 
@@ -121,6 +126,12 @@ def _rank(way: tuple[str, ...]) -> tuple[int, int, str]:
     if backend in OURS:
         return int(method != "auto"), OURS.index(backend), method
     return 2 if backend.endswith(MATRIX) else 3, 0, backend
+
+
+def _fitted(run: Run, name: str) -> dict[tuple[str, str, int], float | None]:
+    """Return the powers that were fitted where they were measured, by form, backend and the most positions."""
+    keys = ("pairwise", "backend", "positions")
+    return {tuple(one.params[key] for key in keys): one.value for one in run.of(f"scaling.Slope.{name}")}
 
 
 def _is_of(one: Measurement, form: str, step: str) -> bool:

@@ -354,6 +354,8 @@ ABOUT = {
     "quality.Quality.track_cost": BLOCK,
     "scaling.Scaling.time_positions": ["backend", "device", "pairwise", "step", "positions"],
     "scaling.Scaling.track_memory": ["backend", "device", "pairwise", "step", "positions"],
+    "scaling.Slope.track_time": ["backend", "device", "pairwise", "positions"],
+    "scaling.Slope.track_memory": ["backend", "device", "pairwise", "positions"],
 }
 LACK = "out of memory: needs 9 GiB, 1 GiB are free"
 
@@ -381,6 +383,8 @@ def results(tmp_path, monkeypatch):
             "quality.Quality.track_cost": [[2.0, *[NAN] * 5], forward],
             "scaling.Scaling.time_positions": [times, curve],
             "scaling.Scaling.track_memory": [[t and t * 2**30 for t in times], curve],
+            "scaling.Slope.track_time": [[1.12, 0.9], [["'jax'", "'torch'"], ["'cpu'"], ["'dot_product'"], ["65536"]]],
+            "scaling.Slope.track_memory": [[1.04], [["'jax'"], ["'cpu'"], ["'dot_product'"], ["65536"]]],
             "gone.Gone.time_gone": [[1.0], []],
         },
         "notes": {"scaling.Scaling": {"'mmcv', 'cpu', 'dot_product', 'training', 16384": LACK}},
@@ -407,6 +411,10 @@ def test_the_tables_set_implementations_side_by_side(options, capsys):
     ]
     assert [row[2:] for row in found if row[2] == "mmcv"] == [["mmcv", "500 ms (250x)", "3 GiB (3072x)", "-"]]
     assert ["N^1.00", "N^1.00", "16,384"] in [row[2:] for row in found]
+    assert [row[1:] for row in found if row[1].endswith("memory kept")] == [
+        ["jax, memory kept", "N^1.12", "N^1.04", "65,536"],
+        ["torch, memory kept", "N^0.90", "-", "65,536"],
+    ]
     assert "Commit 01234567 of 1970-01-02 on box: 2 cores of a chip, 16 GiB, Python 3.11\ntorch 2\n" in out
 
 
