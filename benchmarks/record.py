@@ -93,8 +93,8 @@ def measured(plan: Plan, config: Path, stamp: str, *, limit: int, python: str | 
     machine = this_machine()
     folder = HERE / json.loads(config.read_text(encoding="utf-8"))["results_dir"]
     file = folder / machine / f"{stamp[:8]}-python{'.'.join(platform.python_version_tuple()[:2])}.json"
-    sizes = {name: len(cases) * len(_functions(name)) for name, cases in plan.items()}
-    total, done, start, failed = sum(sizes.values()), 0, time.monotonic(), False
+    total = sum(len(cases) * _processes(name) for name, cases in plan.items())
+    done, start, failed = 0, time.monotonic(), False
     _say(f"{total} measurements of {stamp[:8]} on {machine}")
     WORK.mkdir(parents=True, exist_ok=True)
     for name, cases, modules in _parts(plan):
@@ -131,8 +131,10 @@ def _class(name: str) -> Any:
     return getattr(import_module(f"suite.{module}"), own)
 
 
-def _functions(name: str) -> list[str]:
-    return [one for one in vars(_class(name)) if one.startswith(_KINDS)]
+def _processes(name: str) -> int:
+    """Return how many processes asv starts for a case: a round of a time is one, so that minutes lie between them."""
+    functions = [one for one in vars(_class(name)) if one.startswith(_KINDS)]
+    return sum(1 if one.startswith("track_") else getattr(_class(name), "rounds", 1) for one in functions)
 
 
 def _axes(name: str) -> list[list[str]]:

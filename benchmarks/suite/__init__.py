@@ -8,6 +8,7 @@ from pathlib import Path
 # asv finds this package, but not its neighbours.
 sys.path.append(str(Path(__file__).parents[1]))
 
-# The process that asv forks for each benchmark imports them, which takes longer than most benchmarks.
-for _module in os.environ.get("NONLOCAL_BENCH_PRELOAD", "").split():
-    importlib.import_module(_module)
+# In the process that asv forks for each benchmark: an import takes longer than most of them.
+if "run_server" in sys.argv:
+    for _module in os.environ.get("NONLOCAL_BENCH_PRELOAD", "").split():
+        importlib.import_module(_module)

@@ -13,7 +13,7 @@ class Rows:
 
     params = (tuple(OURS), DEVICES, FORMS, tuple(GEOMETRIES))
     param_names = ("backend", "device", "pairwise", "geometry")
-    rounds, number, min_run_count, repeat = 1, 1, 2, (1, 10, 5.0)
+    rounds, number, min_run_count, repeat = 3, 1, 2, (1, 10, 2.0)
 
     def setup(self, *params: str) -> None:
         """Take the case; refuse what cannot be measured."""

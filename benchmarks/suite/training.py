@@ -13,7 +13,7 @@ class Training:
 
     params = (BACKENDS, DEVICES, FORMS, METHODS, tuple(GEOMETRIES), DTYPES)
     param_names = ("backend", "device", "pairwise", "method", "geometry", "dtype")
-    rounds, number, min_run_count, repeat = 1, 1, 2, (1, 10, 5.0)
+    rounds, number, min_run_count, repeat = 3, 1, 2, (1, 10, 2.0)
 
     def setup(self, *params: str) -> None:
         """Take the case; refuse what cannot be measured."""
