@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("geometry", choices=GEOMETRIES)
     parser.add_argument("backends", nargs="+", choices=BACKENDS, metavar="backend")
     parser.add_argument("--training", action="store_true", help="a training step; else a call in evaluation")
-    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS[:1] + FORMS[2:], metavar="form")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS, metavar="form")
     parser.add_argument("--seconds", type=float, default=10, help="time for each form")
     args = parser.parse_args()
     channels, spatial = GEOMETRIES[args.geometry]
