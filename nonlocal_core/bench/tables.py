@@ -81,10 +81,10 @@ def growth(run: Run, step: str, *, markdown: bool) -> Any:
             curves = [[one for one in found if _way(one) == way] for found in own]
             largest = max((one.params["positions"] for one in curves[0] if one.value), default=0)
             table.add_row(form, label(*way), *map(_power, curves), f"{largest:,}" if largest else "-")
-        for backend, positions in sorted({(key[1], key[2]) for key in fitted[0] if key[0] == form}):
-            powers = [found.get((form, backend, positions)) for found in fitted]
+        for key in sorted((key for key in fitted[0] if key[0] == form), key=lambda key: OURS.index(key[1])):
+            powers = [found.get(key) for found in fitted]
             cells = [f"N^{power:.2f}" if power else "-" for power in powers]
-            table.add_row(form, f"{label(backend, 'auto')}, memory kept", *cells, f"{positions:,}")
+            table.add_row(form, f"{key[1]}, memory kept", *cells, f"{key[2]:,}")
         table.add_section()
     return table
 

@@ -412,8 +412,8 @@ def test_the_tables_set_implementations_side_by_side(options, capsys):
     assert [row[2:] for row in found if row[2] == "mmcv"] == [["mmcv", "500 ms (250x)", "3 GiB (3072x)", "-"]]
     assert ["N^1.00", "N^1.00", "16,384"] in [row[2:] for row in found]
     assert [row[1:] for row in found if row[1].endswith("memory kept")] == [
-        ["jax, memory kept", "N^1.12", "N^1.04", "65,536"],
         ["torch, memory kept", "N^0.90", "-", "65,536"],
+        ["jax, memory kept", "N^1.12", "N^1.04", "65,536"],
     ]
     assert "Commit 01234567 of 1970-01-02 on box: 2 cores of a chip, 16 GiB, Python 3.11\ntorch 2\n" in out
 
