@@ -57,7 +57,7 @@ class Slope:
     process for each size.
     """
 
-    params = (tuple(OURS), DEVICES, FORMS, POSITIONS[-3:])
+    params = (tuple(OURS), DEVICES, FORMS[::-1], (POSITIONS[-1], POSITIONS[-3]))
     param_names = ("backend", "device", "pairwise", "positions")
 
     def setup(self, *params: Any) -> None:
