@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -18,12 +19,13 @@ from typing import Any
 from asv.machine import Machine, MachineCollection
 
 from compact import compact, whole
-from measuring.case import DEVICES
+from measuring import PRELOAD
+from measuring.case import DEVICES, Case
 from measuring.journal import JOURNAL
 from measuring.subject import LIMIT
 from plans import Plan
 
-__all__ = ["CONFIG", "HERE", "ROOT", "WORK", "asv", "commit", "git", "measured", "this_machine"]
+__all__ = ["CONFIG", "HERE", "ROOT", "WORK", "asv", "case_of", "commit", "git", "measured", "this_machine"]
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -97,7 +99,7 @@ def measured(plan: Plan, config: Path, stamp: str, *, limit: int, python: str | 
     done, start, failed = 0, time.monotonic(), False
     _say(f"{total} measurements of {stamp[:8]} on {machine}")
     WORK.mkdir(parents=True, exist_ok=True)
-    for name, cases, modules in _parts(plan):
+    for name, library, cases, modules in _parts(plan):
         notes = _opened(file, name)
         for case in cases:
             notes.get(name, {}).pop(_key(case), None)
@@ -109,21 +111,29 @@ def measured(plan: Plan, config: Path, stamp: str, *, limit: int, python: str | 
             if line["note"] is not None:
                 notes.setdefault(name, {})[", ".join(line["params"])] = line["note"]
         _kept(file, notes)
-        failed |= _explain(file, name, cases, notes)
+        failed |= _explain(file, name, cases, notes, WORK / f"{name}.{library}.log")
     _say(f"{time.monotonic() - start:.0f} s; the results are in {os.path.relpath(file, ROOT)}")
     return int(failed)
 
 
-def _parts(plan: Plan) -> Iterator[tuple[str, list[tuple[object, ...]], list[str]]]:
-    """Yield the name of a class, those of its cases that need one framework, and the modules to import for them."""
+def case_of(name: str, params: Iterable[object]) -> Case | None:
+    """Return what the parameters of a class mean; None: they are no configuration of a block."""
+    case = getattr(_class(name), "case", None)
+    return None if case is None else case(*params)
+
+
+def _parts(plan: Plan) -> Iterator[tuple[str, str, list[tuple[object, ...]], list[str]]]:
+    """Yield a class, a framework, the cases that need it ("" for those that need none) and the modules to import."""
     for name, cases in plan.items():
-        made = [getattr(_class(name), "case", lambda *_: None)(*params) for params in cases]
-        for library in dict.fromkeys(case and case.library for case in made):
-            part = [
-                (params, case) for params, case in zip(cases, made, strict=True) if (case and case.library) == library
-            ]
-            modules = {module for _, case in part if case for module in case.modules}
-            yield name, [params for params, _ in part], sorted(modules)
+        parts: dict[str, list[tuple[object, ...]]] = defaultdict(list)
+        modules: dict[str, set[str]] = defaultdict(set)
+        for params in cases:
+            case = case_of(name, params)
+            library = "" if case is None else case.library
+            parts[library].append(params)
+            modules[library] |= set() if case is None else case.modules
+        for library, part in parts.items():
+            yield name, library, part, sorted(modules[library])
 
 
 def _class(name: str) -> Any:
@@ -157,7 +167,7 @@ def _run(config: Path, command: Sequence[str], limit: int, modules: list[str]) -
     journal, log = WORK / "journal", WORK / "log"
     journal.write_text("", encoding="utf-8")
     environment = {**os.environ, JOURNAL: str(journal), LIMIT: str(limit), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    environment["NONLOCAL_BENCH_PRELOAD"] = " ".join(modules)
+    environment[PRELOAD] = " ".join(modules)
     arguments = [sys.executable, "-m", "asv", "--config", str(config), *command]
     with (
         log.open("w", encoding="utf-8") as output,
@@ -212,7 +222,9 @@ def _write(file: Path, data: dict[str, Any]) -> None:
     file.write_text(json.dumps(data, separators=(",", ":")), encoding="utf-8")
 
 
-def _explain(file: Path, name: str, cases: Iterable[Sequence[object]], notes: dict[str, dict[str, str]]) -> bool:
+def _explain(
+    file: Path, name: str, cases: Iterable[Sequence[object]], notes: dict[str, dict[str, str]], kept: Path
+) -> bool:
     """Say what failed for no reason that is known, and where to read about it; return whether anything did."""
     wanted = {_key(case) for case in cases} - notes.get(name, {}).keys()
     failed = []
@@ -225,7 +237,6 @@ def _explain(file: Path, name: str, cases: Iterable[Sequence[object]], notes: di
     for one in failed:
         _say(f"failed: {one}")
     if failed:
-        kept = WORK / f"{name}.log"
         kept.write_bytes((WORK / "log").read_bytes())
         _say(f"what it said is in {os.path.relpath(kept, ROOT)}")
     return bool(failed)

@@ -10,13 +10,12 @@ import sys
 import venv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 
 from measuring.case import PEERS
 from page import make_local
 from plans import PLANS, Plan
-from record import CONFIG, HERE, ROOT, WORK, asv, commit, git, measured, this_machine
+from record import CONFIG, HERE, ROOT, WORK, asv, case_of, commit, git, measured, this_machine
 
 __all__: list[str] = []
 
@@ -78,9 +77,8 @@ def chosen(plan: Plan, names: Sequence[str]) -> Plan:
 
 def is_possible(name: str, params: tuple[object, ...]) -> bool:
     """Return whether there is something to measure."""
-    module, _, own = name.partition(".")
-    case = getattr(getattr(import_module(f"suite.{module}"), own), "case", None)
-    return case is None or case(*params).impossible is None
+    case = case_of(name, params)
+    return case is None or case.impossible is None
 
 
 def compare(names: Sequence[str]) -> int:
