@@ -1,12 +1,15 @@
-# `make` alone lists the targets. Each of them does its own set-up, in .venv, and only once.
+# `make` alone lists the targets. Each of them does its own set-up, in VENV, and only once.
 
 PYTHON ?= python3
 FRAMEWORKS := torch,tensorflow-cpu,jax
-BIN := .venv/bin
-DEMO := .venv/.installed-demo
-DOCS := .venv/.installed-docs
-TEST := .venv/.installed-test
-PEERS := .venv/.installed-peers
+# Another environment beside .venv, and what uv takes the versions from: `make test VENV=.venv-3.13 PYTHON=python3.13`.
+VENV ?= .venv
+PINS ?= -c constraints.txt -b constraints.txt
+BIN := $(VENV)/bin
+DEMO := $(VENV)/.installed-demo
+DOCS := $(VENV)/.installed-docs
+TEST := $(VENV)/.installed-test
+PEERS := $(VENV)/.installed-peers
 MUTANTS := .venv-mutants/.installed
 REPORT := benchmarks/html/index.html
 # The modules of a backend whose framework is missing have no examples to run. The one test in the suite folder is
@@ -15,6 +18,14 @@ IGNORED := conformance/nonlocal_conformance/suite conformance/peers
 # Each process holds three frameworks, in 2 GB or so.
 WORKERS ?= 2
 DOCTESTS := --doctest-modules --doctest-ignore-import-errors $(IGNORED:%=--ignore=%)
+SUITE := -n $(WORKERS) --dist worksteal $(DOCTESTS) nonlocal_core backends conformance
+
+# Kernels for other processors than this one, and another number of threads: each library has a switch of its own.
+ELSEWHERE_sse := OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41 \
+	OPENBLAS_CORETYPE=Nehalem XLA_FLAGS=--xla_cpu_max_isa=SSE4_2 \
+	NPY_DISABLE_CPU_FEATURES="`$(BIN)/python -c 'import numpy; print(*numpy._core._multiarray_umath.__cpu_dispatch__)'`"
+ELSEWHERE_avx2 := OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 \
+	OPENBLAS_CORETYPE=Haswell XLA_FLAGS=--xla_cpu_max_isa=AVX2
 
 # uv does not read the settings of pip.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
@@ -23,7 +34,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test faults peers mutants lint style types format bench bench-full bench-compare bench-publish
+.PHONY: help demo test test-elsewhere test-oldest test-torch faults peers mutants lint style types format bench bench-full bench-compare bench-publish
 .PHONY: docs docs-serve docs-test
 
 help: ## list the targets
@@ -32,12 +43,27 @@ help: ## list the targets
 demo: $(DEMO) ## denoise a photograph with every installed backend and draw demo.png; ARGS="--help" lists the options
 	$(BIN)/nonlocal demo $(ARGS)
 
+# Arrays as small as those of tests only wait for other threads; the tests of threads take their own number.
+test: export OMP_NUM_THREADS ?= 1
 test: $(TEST) ## run the examples of the docstrings and the whole test suite; ARGS are given to pytest
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(DOCTESTS) nonlocal_core backends conformance $(ARGS)
+	$(BIN)/pytest $(SUITE) $(ARGS)
+
+test-elsewhere: test-elsewhere-sse test-elsewhere-avx2 ## run the suite in the arithmetic of older processors, in one thread and in two
+
+test-elsewhere-%: $(TEST)
+	env $(ELSEWHERE_$*) TORCHINDUCTOR_CACHE_DIR=$(abspath $(VENV))/inductor-$* $(BIN)/pytest $(SUITE) $(ARGS)
+
+test-oldest: ## run the suite on the oldest versions that pyproject.toml declares, in .venv-oldest
+	$(MAKE) test VENV=.venv-oldest PINS="--resolution lowest-direct"
+
+test-torch: ## run the suite on another PyTorch, in an environment of its own: make test-torch TORCH=2.11.0
+	mkdir -p .venv-torch-$(TORCH)
+	sed "s/^torch==.*/torch==$(TORCH)/" constraints.txt > .venv-torch-$(TORCH)/constraints.txt
+	$(MAKE) test VENV=.venv-torch-$(TORCH) PINS="-c .venv-torch-$(TORCH)/constraints.txt -b constraints.txt"
 
 peers: $(PEERS) ## run the suite on other implementations of the block and write docs/peers.md
-	PYTHONPATH=conformance $(BIN)/python -m peers > .venv/peers.md
-	mv .venv/peers.md docs/peers.md
+	PYTHONPATH=conformance $(BIN)/python -m peers > $(VENV)/peers.md
+	mv $(VENV)/peers.md docs/peers.md
 
 faults: $(TEST) ## print the faulty implementations and the checks that reject them, as a table
 	$(BIN)/python conformance/tests/meta/faults.py
@@ -85,14 +111,14 @@ docs-test: docs ## build the site and test it in Chromium; SCREENSHOTS=1 keeps b
 	$(BIN)/pytest -n $(WORKERS) docs/tests $(ARGS)
 
 $(BIN)/uv: constraints.txt
-	@echo "Setting up .venv: a minute or so when everything must be downloaded, and only this once."
+	@echo "Setting up $(VENV): a minute or so when everything must be downloaded, and only this once."
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt uv
 	@touch $@
 
-.venv/.installed-%: pyproject.toml constraints.txt $(BIN)/uv
-	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -b constraints.txt -e ".[$(FRAMEWORKS),$*]"
+$(VENV)/.installed-%: pyproject.toml constraints.txt $(BIN)/uv
+	$(BIN)/uv pip install --python $(BIN)/python $(PINS) -e ".[$(FRAMEWORKS),$*]"
 	@touch $@
 
 $(REPORT): benchmarks/npm.py benchmarks/page.py $(wildcard benchmarks/results/*/*.json) | $(DOCS)
@@ -101,8 +127,8 @@ $(REPORT): benchmarks/npm.py benchmarks/page.py $(wildcard benchmarks/results/*/
 # mmcv-lite asks for opencv-python, whose modules opencv-python-headless has too, without a window system. fastreid and
 # slowfast ask for packages that cannot be had beside this PyTorch; their blocks need none of them.
 $(PEERS): pyproject.toml constraints.txt $(TEST)
-	echo "opencv-python" > .venv/excluded
-	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -b constraints.txt --excludes .venv/excluded -e ".[peers]"
+	echo "opencv-python" > $(VENV)/excluded
+	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -b constraints.txt --excludes $(VENV)/excluded -e ".[peers]"
 	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt --no-deps fastreid slowfast
 	@touch $@
 

@@ -79,6 +79,7 @@ sphinx_gallery_conf = {
     "within_subsection_order": "guides.Order",
     "abort_on_example_error": True,
     "write_computation_times": False,  # its page takes scripts from other hosts
+    "parallel": 2,
     "show_memory": False,
     "show_signature": False,
     "download_all_examples": False,

@@ -10,11 +10,11 @@ TensorFlow and JAX, from the same weights on the same batches.
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from learning import in_jax, in_tensorflow, in_torch
+from joblib import Parallel, delayed, parallel_config
+from learning.in_torch import Network
 from learning.start import MIDDLES
 from learning.task import CANVAS, digits, foursomes
-from rich.console import Console
-from rich.progress import Progress
+from learning.training import STEPS, train
 
 from nonlocal_core import plots
 from nonlocal_torch import attention_of
@@ -74,13 +74,12 @@ for axis, canvas, label in zip(axes.flat, canvases, same, strict=False):
 #
 #       .. literalinclude:: /../examples/learning/in_jax.py
 
-FRAMEWORKS = {"PyTorch": in_torch, "TensorFlow": in_tensorflow, "JAX": in_jax}
 FIRST = 100
 SEEDS = {name: range(FIRST, FIRST + count) for name, count in {"PyTorch": 5, "TensorFlow": 2, "JAX": 2}.items()}
+FRAMEWORKS = list(SEEDS)
 NAMES = {"nothing": "as it is", "convolution": "one more convolution", "non-local block": "non-local block"}
-STEPS, FOURS = 250, 16
 
-sizes = [sum(p.numel() for p in in_torch.Network(middle).parameters()) for middle in MIDDLES]
+sizes = [sum(p.numel() for p in Network(middle).parameters()) for middle in MIDDLES]
 for middle, size in zip(MIDDLES, sizes, strict=True):
     print(f"{NAMES[middle]:22s}{size:6,} parameters, {size - sizes[0]:4} of them in the middle")
 
@@ -93,27 +92,24 @@ for middle, size in zip(MIDDLES, sizes, strict=True):
 # steps were chosen on the network with the block, so that it learns in this short time, by trial with other seeds and
 # another division of the digits into those of the training and of the test. The bound for the other two networks does
 # not depend on such choices; how near they come to it may.
+#
+# These networks are so small that a second thread costs more than it gives: two processes, each asked for one thread,
+# run side by side and share the frameworks between them.
+#
+# .. literalinclude:: /../examples/learning/training.py
+#    :pyobject: train
 
+# sphinx_gallery_parallel = False
+FILES = {"TensorFlow": "in_tensorflow", "PyTorch": "in_torch", "JAX": "in_jax"}
+with parallel_config("loky", inner_max_num_threads=1):
+    results = Parallel(n_jobs=2, max_nbytes=None)(
+        delayed(train)(file, SEEDS[name], canvases, keep=name == "PyTorch") for name, file in FILES.items()
+    )
 
-def train(module, middle, seed, advance):
-    """Return the losses of one training, and the network."""
-    learner, rng = module.Learner(middle, seed), np.random.default_rng([seed, 1])
-    losses = []
-    for _ in range(STEPS):
-        losses.append(learner.step(*foursomes(training, FOURS, rng)))
-        advance()
-    return losses, learner
-
-
-losses, scores, learners = {}, {}, {}
+found = dict(zip(FILES, results, strict=True))
 runs = [(name, middle, seed) for name in FRAMEWORKS for middle in MIDDLES for seed in SEEDS[name]]
-with Progress(console=Console(stderr=True)) as progress:
-    bar = progress.add_task("", total=len(runs) * STEPS)
-    for run in runs:
-        name, middle, seed = run
-        progress.update(bar, description=f"{name}, {NAMES[middle]}, seed {seed}")
-        losses[run], learners[run] = train(FRAMEWORKS[name], middle, seed, lambda: progress.advance(bar))
-        scores[run] = learners[run].logits(canvases)
+trained = {(name, middle, seed): found[name][middle, seed] for name, middle, seed in runs}
+losses, scores = ({run: getattr(one, part) for run, one in trained.items()} for part in ("losses", "scores"))
 
 # %%
 # Do the frameworks agree? They differ in the order of their sums. That is the last digit of a loss at first; then
@@ -203,7 +199,7 @@ _ = figure.legend(
 # PyTorch it is the one with the most right answers.
 
 best = max(SEEDS["PyTorch"], key=lambda seed: right_answers(("PyTorch", "non-local block", seed))[0])
-network = learners["PyTorch", "non-local block", best].network
+network = trained["PyTorch", "non-local block", best].network
 grid = tuple((size - 4) // 2 + 1 for size in CANVAS)
 
 
@@ -232,7 +228,7 @@ left, right = ((cells & end).reshape(len(cells), -1) for end in (at_left, ~at_le
 print(f"equal weights: {right.mean():.1%} to the other digit, {left.mean():.1%} to its own")
 for seed in SEEDS["PyTorch"]:
     run = "PyTorch", "non-local block", seed
-    maps = attention_of(learners[run].network, torch.from_numpy(canvases).movedim(-1, 1)).weights
+    maps = attention_of(trained[run].network, torch.from_numpy(canvases).movedim(-1, 1)).weights
     other, own = (np.einsum("bq,bqm,bm", left, maps, keys) / left.sum() for keys in (right, left))
     print(f"seed {seed}, right in {right_answers(run)[0]:.0f} %: {other:.1%} to the other digit, {own:.1%} to its own")
 

@@ -9,12 +9,13 @@ from nonlocal_core.gradients import nonlocal_block_vjp, nonlocal_op_vjp
 from nonlocal_core.insertion import Insertion
 from nonlocal_core.parameters import init_params, param_shapes
 from nonlocal_core.reference import attention, nonlocal_block, nonlocal_op, updated_statistics
-from nonlocal_core.spec import NonLocalSpec
+from nonlocal_core.spec import SPECIFICATION_VERSION, NonLocalSpec
 from nonlocal_core.weights import load_params, save_params
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "SPECIFICATION_VERSION",
     "AssumedOptionsWarning",
     "AttentionMap",
     "Insertion",

@@ -43,7 +43,7 @@ def fail_type(name: str, rule: str, got: object) -> TypeError:
 
 def check_int(name: str, value: Any, rule: str = "be a positive int", *, least: int = 1) -> int:
     """Return `value` as a Python int; it must be one, and at least `least`."""
-    if isinstance(value, bool):
+    if _is_bool(value):
         raise fail_type(name, rule, value)
     try:
         number = operator.index(value)
@@ -56,9 +56,13 @@ def check_int(name: str, value: Any, rule: str = "be a positive int", *, least: 
 
 def check_bool(name: str, value: Any) -> bool:
     """Return `value` as a Python bool; NumPy's bool counts as one, an int does not."""
-    if type(value).__name__ not in {"bool", "bool_"}:
+    if not _is_bool(value):
         raise fail_type(name, "be a bool", value)
     return bool(value)
+
+
+def _is_bool(value: Any) -> bool:
+    return type(value).__name__ in {"bool", "bool_"}  # NumPy's has the second name up to 2.0, and then an index too
 
 
 def check_finite(name: str, value: Any, rule: str) -> float:
@@ -76,7 +80,7 @@ def check_finite(name: str, value: Any, rule: str) -> float:
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> Any:
     """Return the one of `choices` that `value` equals: a plain string, even for NumPy's."""
-    if not isinstance(value, str | None):
+    if value is not None and not isinstance(value, str):
         raise fail_type(name, f"be one of {_listed(choices)}", value)
     for choice in choices:
         if choice == value:

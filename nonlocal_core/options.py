@@ -80,7 +80,7 @@ def is_softmax(pairwise: str | Callable[[Any, Any], Any], normalize: str | None)
 
 def check_pairwise(pairwise: Any, normalize: Any) -> tuple[str | Callable[[Any, Any], Any], str | None]:
     """Check the form and, for a function, how its scores become weights; return both."""
-    if not isinstance(normalize, str | None):
+    if normalize is not None and not isinstance(normalize, str):
         raise fail_type("normalize", "be None, 'softmax' or 'count'", normalize)
     if isinstance(pairwise, str):
         form = check_choice("pairwise", pairwise, PAIRWISE)

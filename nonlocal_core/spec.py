@@ -35,7 +35,10 @@ from nonlocal_core.options import (
 from nonlocal_core.presets import preset_options
 from nonlocal_core.sets import Sets
 
-__all__ = ["NonLocalSpec"]
+__all__ = ["SPECIFICATION_VERSION", "NonLocalSpec"]
+
+SPECIFICATION_VERSION = "1.0"
+"""The version of the specification, `docs/specification.md`, that this package computes; it has one of its own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,7 +178,7 @@ class NonLocalSpec:
     def scale_factor(self) -> float:
         """The number that multiplies the scores."""
         named = {None: 1.0, "inner": self.inner_channels**-0.5, "input": self.channels**-0.5}
-        return named[self.scale] if isinstance(self.scale, str | None) else self.scale
+        return self.scale if isinstance(self.scale, float) else named[self.scale]
 
     @property
     def rank(self) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from nonlocal_core.checks import check_params
 from nonlocal_core.errors import fail_type
 from nonlocal_core.files import replace_file
 from nonlocal_core.parameters import param_shapes
-from nonlocal_core.spec import NonLocalSpec
+from nonlocal_core.spec import SPECIFICATION_VERSION, NonLocalSpec
 
 __all__ = ["load_params", "save_params"]
 
@@ -54,7 +55,8 @@ def save_params(path: str | os.PathLike[str], params: Mapping[str, Any], spec: N
     """
     if not isinstance(spec, NonLocalSpec):
         raise fail_type("spec", "be a NonLocalSpec", spec)
-    metadata = {_KEY: json.dumps({"format": _FORMAT, "spec": json.loads(spec.to_json())})}
+    content = {"format": _FORMAT, "specification": SPECIFICATION_VERSION, "spec": json.loads(spec.to_json())}
+    metadata = {_KEY: json.dumps(content)}
     if isinstance(params, Mapping):
         params = {name: _as_numpy(name, array) for name, array in params.items()}
     check_params(params, spec)
@@ -117,6 +119,11 @@ def _spec_of(metadata: Mapping[str, str]) -> NonLocalSpec:
         raise ValueError(message)
     if content["format"] != _FORMAT:
         message = f"it has format {content['format']!r}, and this version reads format {_FORMAT}."
+        raise ValueError(message)
+    written = content.get("specification", SPECIFICATION_VERSION)  # which the first files do not tell
+    parts = re.fullmatch(r"(\d{1,9})\.\d{1,9}", str(written))
+    if parts is None or int(parts[1]) > int(SPECIFICATION_VERSION.partition(".")[0]):
+        message = f"it is of specification {written!r}, and this version computes {SPECIFICATION_VERSION}."
         raise ValueError(message)
     return NonLocalSpec.from_json(json.dumps(content["spec"]))
 

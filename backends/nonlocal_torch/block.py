@@ -229,7 +229,7 @@ class NonLocalBlock(nn.Module):
     def _check(self, x: Tensor, key_mask: Tensor | None, training: bool) -> Sets:
         if not isinstance(x, Tensor):
             raise fail_type("x", "be a torch.Tensor", x)
-        if not isinstance(key_mask, Tensor | None):
+        if key_mask is not None and not isinstance(key_mask, Tensor):
             raise fail_type("key_mask", "be a torch.Tensor or None", key_mask)
         shape = (*x.shape[:1], *x.shape[2:], *x.shape[1:2])
         check_arrays(self.spec, shape, x, key_mask, training=training)
@@ -244,7 +244,7 @@ class NonLocalBlock(nn.Module):
         return shortened(x, layers, form, pooled=sets.window is not None and self.spec.subsample_at == "projection")
 
     def _layer(self, name: str, dtype: torch.dtype) -> Affine:
-        layer = self.get_submodule(name)
+        layer = getattr(self, name)
         return Affine(layer.weight.to(dtype), None if layer.bias is None else layer.bias.to(dtype))
 
     def _result(self, y: Tensor, x: Tensor) -> Tensor:

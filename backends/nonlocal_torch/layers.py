@@ -64,7 +64,7 @@ def shortened(
     weight = form.concat_weight.to(x.dtype)
     of_theta, of_phi = weight.split(weight.shape[0] // 2)
     one = torch.ones_like(weight[:1])
-    short = {"theta": _row(of_theta, layers["theta"])} | ({} if pooled else {"phi": _row(of_phi, layers["phi"])})
+    short = {"theta": _row(of_theta, layers["theta"]), **({} if pooled else {"phi": _row(of_phi, layers["phi"])})}
     new = torch.cat([one, of_phi if pooled else one])
     return {**layers, **short}, dataclasses.replace(form, concat_weight=new)
 

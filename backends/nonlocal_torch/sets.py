@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -9,6 +11,9 @@ from torch.nn import functional
 from nonlocal_core.sets import Sets
 
 __all__ = ["cut", "pool", "set_numbers", "uncut"]
+
+_REMAINDER_BINDS = torch.__version__ < (2, 12)
+"""Whether PyTorch's pooling makes an export serve only sizes with the remainder of the example."""
 
 _POOLS = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
 
@@ -32,8 +37,17 @@ def pool(a: Tensor, sets: Sets, mask: Tensor | None) -> Tensor:
         return a.flatten(1, -2)
     if mask is not None:
         a = a.masked_fill(~mask, -torch.inf)
-    a = _POOLS[len(sets.inner)](a.movedim(-1, 1), sets.window).flatten(2).mT
+    a = _largest(a.movedim(-1, 1), sets.window).flatten(2).mT
     return a if mask is None else a.masked_fill(a == -torch.inf, 0)
+
+
+def _largest(a: Tensor, window: Sequence[int]) -> Tensor:
+    """Return the largest value of each window of `(B', C, *inner)`, whose gradient goes to the first of its like."""
+    if not (_REMAINDER_BINDS and torch.compiler.is_exporting()):
+        return _POOLS[len(window)](a, window)
+    for axis, size in enumerate(window, start=2):
+        a = a.unfold(axis, size, size)
+    return a.flatten(-len(window)).max(dim=-1).values
 
 
 def set_numbers(sets: Sets, device: torch.device) -> tuple[Tensor, Tensor]:

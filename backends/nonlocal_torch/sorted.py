@@ -39,7 +39,8 @@ def sorted_sums(a: Tensor, b: Tensor, g: Tensor, valid: Tensor | None) -> Tensor
     centre = b.detach().gather(1, middle[..., None])
     a, b = a + centre, b - centre
     b = b if valid is None else b.masked_fill(~valid[..., None], 0)
-    if is_recorded(a, b, g) and not is_transformed():
+    # An export keeps no gradient but that of its operations, and before PyTorch 2.10 it failed at a function.
+    if is_recorded(a, b, g) and not (is_transformed() or torch.compiler.is_exporting()):
         sums: Tensor = _Sums.apply(a, b, g, *forth, *back)[0]
         return sums
     return _sums(a, b, g, *forth)[0]

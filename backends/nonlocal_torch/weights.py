@@ -62,4 +62,9 @@ def is_transformed() -> bool:
 
 def full_precision(device: str) -> AbstractContextManager[object]:
     """Return a context without autocast, for devices that have one."""
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if _has_autocast(device) else nullcontext()
+
+
+@torch.compiler.assume_constant_result
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)  # which PyTorch's compiler could not trace before 2.12

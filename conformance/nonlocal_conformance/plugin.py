@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-import nonlocal_core
 from nonlocal_conformance.registry import Unsupported, bind
 from nonlocal_conformance.runner import match_expected
-from nonlocal_core import backends
+from nonlocal_core import SPECIFICATION_VERSION, __version__, backends
 
 __all__ = ["read_expected"]
 
@@ -73,7 +72,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say what is tested."""
     drivers, missing = config.stash[_DRIVERS]
     return [
-        f"non-local conformance: specification {nonlocal_core.__version__}",
+        f"non-local conformance: specification {SPECIFICATION_VERSION}, nonlocal-core {__version__}",
         *(_described(driver) for driver in drivers),
         *(f"backend {name} is not tested: {reason}" for name, reason in missing.items()),
     ]

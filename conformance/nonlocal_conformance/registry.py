@@ -34,6 +34,8 @@ class Check:
         needs: the capabilities without which the check says nothing.
         applies: whether it runs on a case.
         every_dtype: whether it runs in every dtype of the driver on its first cases, or in the widest alone.
+        by_reference: whether it asks for no more than what the reference gives, so that the reference's own driver
+            would be compared with itself.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Check:
     needs: frozenset[str]
     applies: Callable[[Case], bool]
     every_dtype: bool
+    by_reference: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +80,15 @@ NARROW_CASES = ("_2d", "_pooled_input", "_masked_projection", "_training", "_spa
 
 
 def check(
-    *needs: str, cases: Callable[[Case], bool] = lambda _: True, every_dtype: bool = True
+    *needs: str,
+    cases: Callable[[Case], bool] = lambda _: True,
+    every_dtype: bool = True,
+    by_reference: bool = False,
 ) -> Callable[[Run], Run]:
     """Register a function as a check; its name is the check's, its docstring says what must hold."""
 
     def register(run: Run) -> Run:
-        CHECKS[run.__name__] = Check(run.__name__, run, frozenset(needs), cases, every_dtype)
+        CHECKS[run.__name__] = Check(run.__name__, run, frozenset(needs), cases, every_dtype, by_reference)
         return run
 
     return register
@@ -130,12 +136,17 @@ def methods_of(driver: Any, spec: NonLocalSpec) -> tuple[str, ...]:
 
 def _bind(driver: Any) -> Iterator[Bound]:
     widest = max(driver.dtypes, key=lambda name: np.dtype(name).itemsize)
-    cases = getattr(driver, "cases", tuple(CASES.values()))
-    for one in CHECKS.values():
-        if not one.needs <= driver.capabilities:
+    # What a class says of itself: a driver derived from that of the reference is none.
+    is_reference = vars(type(driver)).get("is_reference", False)
+    checks = [
+        one for one in CHECKS.values() if one.needs <= driver.capabilities and not (one.by_reference and is_reference)
+    ]
+    # One case after the other: what a framework compiles for it then serves all its checks.
+    for case in getattr(driver, "cases", tuple(CASES.values())):
+        if callable(case.options.get("pairwise")) and "functions" not in driver.capabilities:
             continue
-        for case in filter(one.applies, cases):
-            if callable(case.options.get("pairwise")) and "functions" not in driver.capabilities:
+        for one in checks:
+            if not one.applies(case):
                 continue
             yield Bound(one, driver, case, widest)
             if one.every_dtype and case.name.endswith(NARROW_CASES):

@@ -13,7 +13,7 @@ import torch
 
 from nonlocal_conformance import CHECKS, Result, run_checks
 from nonlocal_conformance.capabilities import CAPABILITIES
-from nonlocal_core import __version__
+from nonlocal_core import SPECIFICATION_VERSION
 from nonlocal_core.options import PAIRWISE
 from peers import SUBJECTS, load
 
@@ -96,7 +96,7 @@ def page() -> str:
     offered = frozenset().union(*(subject.driver.capabilities for subject in subjects))
     absent = [CAPABILITIES[name] for name in sorted(CAPABILITIES.keys() - offered)]
     introduction = INTRODUCTION.format(
-        version=__version__,
+        version=SPECIFICATION_VERSION,
         torch=torch.__version__,
         absent=textwrap.fill(f"{ABSENT}{'; '.join(['key masks', *absent])}.", WIDTH),
         overview=_overview(subjects),

@@ -5,6 +5,9 @@ import os
 import hypothesis
 import pytest
 
+# PyTorch's compiler need not ask g++ for each kind of vectors whether it can build them.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+
 IN_CI = bool(os.environ.get("CI"))
 
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=IN_CI)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,20 @@ def draw(_: Sphinx) -> None:
     made = FOLDER / "made"
     made.mkdir(exist_ok=True)
     scripts = [script for script in sorted(FOLDER.glob("*.py")) if is_due(script, made)]
-    for script in status_iterator(
-        scripts, "drawing figures... ", length=len(scripts), stringify_func=lambda path: path.stem
-    ):
-        done = subprocess.run([sys.executable, script, made], capture_output=True, text=True, check=False)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        runs = pool.map(lambda script: (script, run(script, made)), scripts)
+        runs = list(
+            status_iterator(runs, "drawing figures... ", length=len(scripts), stringify_func=lambda one: one[0].stem)
+        )
+    for script, done in runs:
         if done.returncode != 0 or is_due(script, made):
             message = f"figures/{script.name} must write {script.stem}*. Got status {done.returncode}: {done.stderr}"
             raise ExtensionError(message)
+
+
+def run(script: Path, made: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script."""
+    return subprocess.run([sys.executable, script, made], capture_output=True, text=True, check=False)
 
 
 def is_due(script: Path, made: Path) -> bool:

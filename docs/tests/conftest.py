@@ -4,6 +4,7 @@ import functools
 import os
 import shutil
 import threading
+from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,6 +17,15 @@ SHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 
 PATIENCE = 20_000
 """The milliseconds that a page may take."""
+
+DESKTOP = {"viewport": {"width": 1280, "height": 800}, "color_scheme": "light"}
+PHONE = {
+    "viewport": {"width": 390, "height": 844},
+    "is_mobile": True,
+    "has_touch": True,
+    "device_scale_factor": 1,
+    "color_scheme": "dark",
+}
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -49,24 +59,36 @@ def browser():
         yield playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
 
 
+@contextmanager
+def window(browser, options):
+    """Open a browser window."""
+    with browser.new_context(**options) as context:
+        context.set_default_timeout(PATIENCE)
+        yield context
+
+
 @pytest.fixture
 def desktop(browser):
     """Return a browser window as on a desk, in the light theme."""
-    with browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme="light") as context:
-        context.set_default_timeout(PATIENCE)
+    with window(browser, DESKTOP) as context:
         yield context
 
 
 @pytest.fixture
 def phone(browser):
     """Return a browser window as on a phone, in the dark theme."""
-    options = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
-    with browser.new_context(**options, device_scale_factor=1, color_scheme="dark") as context:
-        context.set_default_timeout(PATIENCE)
+    with window(browser, PHONE) as context:
         yield context
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def windows(browser):
+    """Return such windows, a desk's and a phone's, for pages that are only looked at."""
+    with window(browser, DESKTOP) as desktop, window(browser, PHONE) as phone:
+        yield desktop, phone
+
+
+@pytest.fixture(scope="session")
 def shot():
     """Return a function that keeps a picture of a page, if SCREENSHOTS is set."""
 

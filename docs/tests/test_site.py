@@ -1,7 +1,9 @@
 """The built site in a browser: nothing fails, nothing comes from elsewhere, and what readers use works."""
 
 import re
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -15,6 +17,13 @@ REPORT = "benchmarks/report/index.html"
 CONTENT = "main"
 RAW = re.compile(r"\$\$|\\begin\{|\\frac|\{eq\}|:::|^```", re.MULTILINE)
 """What a page shows where its source was not understood."""
+TEXT = (
+    "it => { const copy = it.cloneNode(true);"
+    " copy.querySelectorAll('pre, code, .katex').forEach(one => one.remove()); return copy.innerText }"
+)
+"""The text of a page without code, in which source is shown as it is on purpose."""
+NAMELESS = "pictures => pictures.filter(one => !(one.alt || '').trim()).map(one => one.outerHTML)"
+"""The pictures without an alternative text."""
 
 
 @pytest.fixture
@@ -54,38 +63,55 @@ def search(page, address, words):
     return page.eval_on_selector_all("#search-results li a", "links => links.map(link => link.href)")
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page_loads_without_an_error_and_from_here_alone(page, address, name, shot):
-    page.goto(address + name, wait_until="networkidle")
-    shot(page, "desktop", name)
-    assert page.troubles == []
-    assert elsewhere(page, address) == []
+class Visit(NamedTuple):
+    """What was seen of a page, opened once on a desk and, if somebody wrote it, at the same time on a phone."""
+
+    troubles: list[str]
+    elsewhere: list[str]
+    nameless: list[str]
+    text: str
+    width: int | None
 
 
-@pytest.mark.parametrize("name", WRITTEN)
-def test_a_page_does_not_scroll_sideways_on_a_phone(small_page, address, name, shot):
-    small_page.goto(address + name, wait_until="networkidle")
-    shot(small_page, "phone", name)
-    assert small_page.evaluate("document.documentElement.scrollWidth") == 390
+@pytest.fixture(scope="module")
+def visit(request, windows, address, shot):
+    """Open the page of the parameter and return what was seen."""
+    name = request.param
+    with contextmanager(opened)(windows[0]) as page, contextmanager(opened)(windows[1]) as small_page:
+        page.goto(address + name, wait_until="commit")
+        if name in WRITTEN:
+            small_page.goto(address + name, wait_until="networkidle")
+            shot(small_page, "phone", name)
+        page.wait_for_load_state("networkidle")
+        shot(page, "desktop", name)
+        return Visit(
+            page.troubles,
+            elsewhere(page, address),
+            page.eval_on_selector_all("img", NAMELESS),
+            page.eval_on_selector(CONTENT, TEXT),
+            small_page.evaluate("document.documentElement.scrollWidth") if name in WRITTEN else None,
+        )
 
 
-@pytest.mark.parametrize("name", WRITTEN)
-def test_every_picture_has_an_alternative_text(page, address, name):
-    page.goto(address + name)
-    nameless = "pictures => pictures.filter(one => !(one.alt || '').trim()).map(one => one.outerHTML)"
-    assert page.eval_on_selector_all("img", nameless) == []
+@pytest.mark.parametrize("visit", PAGES, indirect=True)
+def test_a_page_loads_without_an_error_and_from_here_alone(visit):
+    assert visit.troubles == []
+    assert visit.elsewhere == []
 
 
-@pytest.mark.parametrize("name", WRITTEN)
-def test_no_source_of_a_formula_or_of_a_directive_is_shown(page, address, name):
-    page.goto(address + name)
-    # What is in code is shown as it is on purpose.
-    text = page.eval_on_selector(
-        CONTENT,
-        "it => { const copy = it.cloneNode(true);"
-        " copy.querySelectorAll('pre, code, .katex').forEach(one => one.remove()); return copy.innerText }",
-    )
-    assert RAW.findall(text) == []
+@pytest.mark.parametrize("visit", WRITTEN, indirect=True)
+def test_a_page_does_not_scroll_sideways_on_a_phone(visit):
+    assert visit.width == 390
+
+
+@pytest.mark.parametrize("visit", WRITTEN, indirect=True)
+def test_every_picture_has_an_alternative_text(visit):
+    assert visit.nameless == []
+
+
+@pytest.mark.parametrize("visit", WRITTEN, indirect=True)
+def test_no_source_of_a_formula_or_of_a_directive_is_shown(visit):
+    assert RAW.findall(visit.text) == []
 
 
 @pytest.mark.parametrize("name", ["specification.html", "methods.html"])

@@ -67,7 +67,7 @@ def gradients(driver: Any, case: Case, dtype: str) -> None:
         assert_gradients(actual, expected, dtype, terms=terms)
 
 
-@check("op_vjp", cases=lambda case: is_op_case(case) and case.is_differentiable)
+@check("op_vjp", cases=lambda case: is_op_case(case) and case.is_differentiable, by_reference=True)
 def operation_gradients(driver: Any, case: Case, dtype: str) -> None:
     """The gradients of the operation alone equal the reference's."""
     arrays, options, dy = op_arrays(case, dtype)

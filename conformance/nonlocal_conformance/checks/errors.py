@@ -103,7 +103,7 @@ def _outcome(call: Call, driver: Any) -> str:
 _CALLS = {"block": _block_calls, "export": _parameter_calls, "attention": _attention_calls, "op": _op_calls}
 
 
-@check("errors", cases=lambda case: case.name == "embedded_gaussian_2d", every_dtype=False)
+@check("errors", cases=lambda case: case.name == "embedded_gaussian_2d", every_dtype=False, by_reference=True)
 def errors(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - errors have no dtype
     """Wrong arguments raise the reference's TypeError or ValueError, word for word."""
     wrong = []

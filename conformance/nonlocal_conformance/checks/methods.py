@@ -79,7 +79,7 @@ def _adversaries(pairwise: Any) -> tuple[_Adversary, ...]:
     # Beyond some hundreds the scores of a softmax have no digits left for its gradients: kernels that compute
     # weights anew start from the logarithm of their sum, rounded.
     factor = 4 if is_softmax(pairwise, None) else 64
-    shapes = {"one key": (2, 257, 1), "one query": (2, 1, 193), "many positions": (1, 4096, 4096)}
+    shapes = {"one key": (2, 257, 1), "one query": (2, 1, 193), "many positions": (1, 2305, 2305)}
     changes: dict[str, Callable[[Array, Array], tuple[Array, Array]]] = {
         "ties": lambda theta, phi: (np.sign(theta), np.sign(phi)),
         "equal scores": lambda theta, phi: (0 * theta + 1, 0 * phi + 1),

@@ -38,7 +38,7 @@ def compiled(driver: Any, case: Case, dtype: str) -> None:
         assert_output(f"z of the block compiled with method {method!r}", z, case, data, dtype)
 
 
-@check("steps", cases=lambda case: case.mask is None and not case.training, every_dtype=False)
+@check("steps", cases=lambda case: case.mask is None and not case.training, every_dtype=False, by_reference=True)
 def sizes(driver: Any, case: Case, dtype: str) -> None:
     """One block serves inputs of several sizes, in any order."""
     data, spec = case.data(dtype), case.spec

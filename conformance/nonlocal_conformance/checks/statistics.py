@@ -14,7 +14,7 @@ from nonlocal_conformance.checks.values import assert_output
 from nonlocal_conformance.registry import check
 
 
-@check(cases=lambda case: case.spec.norm == "batch")
+@check(cases=lambda case: case.spec.norm == "batch", by_reference=True)
 def statistics(driver: Any, case: Case, dtype: str) -> None:
     """One call in training moves the running statistics by the momentum; one in evaluation leaves them."""
     data = case.data(dtype)
@@ -29,7 +29,7 @@ def statistics(driver: Any, case: Case, dtype: str) -> None:
         assert_same(f"{name} after evaluation", after[name], data.params[name])
 
 
-@check(cases=lambda case: case.name.endswith("_training") and case.spec.bias["out"])
+@check(cases=lambda case: case.name.endswith("_training") and case.spec.bias["out"], by_reference=True)
 def statistics_far_from_zero(driver: Any, case: Case, dtype: str) -> None:
     """A mean far larger than the deviation costs no more digits than it must: the variance is no difference."""
     data = case.data(dtype)
@@ -39,7 +39,7 @@ def statistics_far_from_zero(driver: Any, case: Case, dtype: str) -> None:
     assert_output("z far from zero", z, case, data, dtype)
 
 
-@check("steps", cases=lambda case: case.spec.norm == "batch" and case.mask is None)
+@check("steps", cases=lambda case: case.spec.norm == "batch" and case.mask is None, by_reference=True)
 def statistics_over_steps(driver: Any, case: Case, dtype: str) -> None:
     """Several steps of one block on different inputs move the running statistics as the reference does."""
     data = case.data(dtype)

@@ -16,7 +16,12 @@ STEPS, RATE = 20, 0.01
 _TRAINED = ("_masked_projection", "_training", "_groups")
 
 
-@check("train", cases=lambda case: case.name.endswith(_TRAINED) and case.is_differentiable, every_dtype=False)
+@check(
+    "train",
+    cases=lambda case: case.name.endswith(_TRAINED) and case.is_differentiable,
+    every_dtype=False,
+    by_reference=True,
+)
 def trajectory(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - training is compared in float32
     """Twenty steps of plain SGD in float32 end at the losses and weights of the reference in float64."""
     data, spec = case.data("float32"), case.spec

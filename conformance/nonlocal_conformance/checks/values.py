@@ -31,7 +31,7 @@ def assert_output(name: str, z: Any, case: Case, data: Data, dtype: str) -> None
     assert_close(name, z, expected, dtype=dtype, scale=scale)
 
 
-@check()
+@check(by_reference=True)
 def forward(driver: Any, case: Case, dtype: str) -> None:
     """The output equals the reference's, in shape, dtype and values."""
     data = case.data(dtype)
@@ -54,7 +54,7 @@ def saturated_softmax(driver: Any, case: Case, dtype: str) -> None:
     assert_close("z with saturated weights", z[clear], expected[clear], dtype=dtype)
 
 
-@check("attention", cases=lambda case: not case.training)
+@check("attention", cases=lambda case: not case.training, by_reference=True)
 def attention(driver: Any, case: Case, dtype: str) -> None:
     """The rows of the weights equal the reference's: all of them, and chosen ones in the chosen order."""
     data, spec = case.data(dtype), case.spec
@@ -91,7 +91,7 @@ def is_op_case(case: Case) -> bool:
     return case.name.endswith(endings) and case.spec.axes == "all" and case.spec.norm is None
 
 
-@check("op", cases=is_op_case)
+@check("op", cases=is_op_case, by_reference=True)
 def operation(driver: Any, case: Case, dtype: str) -> None:
     """The operation alone, with M other than N and values of another width, equals the reference's."""
     arrays, options, _ = op_arrays(case, dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -165,7 +166,7 @@ class JaxDriver:
 
     def rebuilt(self, spec: NonLocalSpec) -> NonLocalSpec:
         """Return the spec of a block that was taken apart into graph and state, and put together."""
-        return nnx.merge(*nnx.split(NonLocalBlock.from_spec(spec, rngs=nnx.Rngs(0)))).spec
+        return nnx.merge(*nnx.split(_new_block(spec, np.dtype("float32"), ()))).spec
 
     def initial(self, spec: NonLocalSpec, seed: int = 0) -> Params:
         """Return the parameters of a new block."""
@@ -288,10 +289,16 @@ def _op_vjp(arrays: Params, key_mask: Any, dy: Any, *, options: Options) -> Any:
 def _block(spec: NonLocalSpec, params: Params, *, training: bool = False, **options: Any) -> NonLocalBlock:
     """Return a block with these parameters, in their dtype."""
     param_dtype = next((a.dtype for a in params.values()), np.dtype("float32"))
-    block = NonLocalBlock.from_spec(spec, rngs=nnx.Rngs(0), param_dtype=param_dtype, **options)
+    block = nnx.clone(_new_block(spec, param_dtype, tuple(options.items())))
     block.import_params(params)
     block.set_attributes(use_running_average=not training)
     return block
+
+
+@functools.lru_cache(maxsize=32)
+def _new_block(spec: NonLocalSpec, param_dtype: Any, options: Options) -> NonLocalBlock:
+    """Return a block to copy: JAX compiles what draws its parameters, op by op."""
+    return NonLocalBlock.from_spec(spec, rngs=nnx.Rngs(0), param_dtype=param_dtype, **dict(options))
 
 
 def _divided(arguments: dict[str, Any]) -> tuple[dict[str, Any], Options]:

@@ -29,6 +29,7 @@ class NumpyDriver:
     dtypes = ("float64", "float32")
     methods = METHODS
     capabilities = BACKENDS["numpy"]
+    is_reference = True
 
     def __init__(self, device: str = "cpu", *, unbiased: bool = False) -> None:
         """Take the device, which can only be the CPU, and the kind of variance that is kept running."""

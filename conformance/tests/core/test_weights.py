@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
-from nonlocal_core import NonLocalSpec, init_params, param_shapes
+from nonlocal_core import SPECIFICATION_VERSION, NonLocalSpec, init_params, param_shapes
 from nonlocal_core.weights import load_params, save_params
 
 SPECS = [
@@ -372,6 +373,25 @@ def test_another_format_is_refused(path, version):
         load_params(path)
 
 
+def with_specification(path, **written):
+    """Write the file of `SPEC` as if for another version of the specification."""
+    content = {"format": 1, **written, "spec": json.loads(SPEC.to_json())}
+    path.write_bytes(save(filled(SPEC), {"nonlocal_core": json.dumps(content)}))
+
+
+@pytest.mark.parametrize("written", [{}, {"specification": "1.0"}, {"specification": "1.7"}, {"specification": "0.9"}])
+def test_files_of_this_specification_and_of_earlier_ones_are_read(path, written):
+    with_specification(path, **written)
+    assert load_params(path)[1] == SPEC
+
+
+@pytest.mark.parametrize("version", ["2.0", "10.0", "1", 1, None, "", "one", "9" * 50])
+def test_a_file_of_no_specification_or_of_a_later_one_is_refused(path, version):
+    with_specification(path, specification=version)
+    with refuses(path, re.escape(f"it is of specification {version!r}, and this version computes 1.0.")):
+        load_params(path)
+
+
 @pytest.mark.parametrize(
     ("spec", "why"),
     [
@@ -475,9 +495,10 @@ def test_a_changed_byte_is_refused_or_gives_a_whole_block(saved, data):
         assert {name: a.shape for name, a in params.items()} == param_shapes(spec)
 
 
-def test_the_metadata_are_the_format_and_the_spec(saved):
+def test_the_metadata_are_the_format_the_specification_and_the_spec(saved):
     (text,) = metadata_of(saved).values()
-    assert json.loads(text) == {"format": 1, "spec": json.loads(SPEC.to_json())}
+    expected = {"format": 1, "specification": SPECIFICATION_VERSION, "spec": json.loads(SPEC.to_json())}
+    assert json.loads(text) == expected
 
 
 def test_a_new_block_survives_the_round_trip(path):

@@ -1,6 +1,7 @@
 """The suite itself: its cases, its assertions, its drivers, and the three ways to run it."""
 
 import collections
+import itertools
 import math
 from importlib.metadata import entry_points
 
@@ -253,7 +254,7 @@ def test_the_plugin_says_what_is_tested(run_plugin):
     result = run_plugin(*backend("Small"), "--collect-only", "-q", "-v")
     result.stdout.fnmatch_lines(
         [
-            f"non-local conformance: specification {nlc.__version__}",
+            f"non-local conformance: specification {nlc.SPECIFICATION_VERSION}, nonlocal-core {nlc.__version__}",
             f"backend small {np.__version__} on cpu",
             "*test_check?small-forward-dot_product_2d-float64?*",
         ]
@@ -404,6 +405,21 @@ def test_the_ids_of_the_checks_are_unique():
     ids = [bound.id for bound in registry.bind(NumpyDriver())]
     assert len(set(ids)) == len(ids)
     assert all(one.count("-") == 2 for one in ids)
+
+
+def test_the_reference_is_not_compared_with_itself():
+    assert not any(bound.check.by_reference for bound in registry.bind(NumpyDriver()))
+
+
+def test_a_driver_made_from_that_of_the_reference_is_compared_with_it():
+    derived = type("Derived", (NumpyDriver,), {})()
+    compared = {bound.check.name for bound in registry.bind(derived) if bound.check.by_reference}
+    assert compared == {check.name for check in CHECKS.values() if check.by_reference}
+
+
+def test_the_checks_of_a_case_run_one_after_the_other():
+    names = [bound.case.name for bound in registry.bind(NumpyDriver())]
+    assert len([name for name, _ in itertools.groupby(names)]) == len(set(names))
 
 
 def test_no_two_cases_have_one_name():

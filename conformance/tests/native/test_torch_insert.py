@@ -265,7 +265,7 @@ def test_a_copy_has_blocks_of_its_own(copied):
     assert torch.equal(twin(IMAGES), expected)
     remove_nonlocal(twin)
     assert torch.equal(twin(IMAGES), model(IMAGES))
-    assert not torch.equal(twin(IMAGES), expected)
+    assert not torch.allclose(twin(IMAGES), expected, rtol=0.1)
 
 
 def test_a_hook_registered_in_another_process_does_not_replace_a_block(monkeypatch):
@@ -545,11 +545,13 @@ def test_rows_are_those_of_the_block_on_what_entered_it_under_its_mask(keyword, 
     shown = torch.ones(2, 3, 5, dtype=torch.bool)
     shown[0, :, 2:], shown[1, 1] = False, False
     found = attention_of(model, (IMAGES, shown), positions=[7, 2])
-    expected = model.block.attention(model.entered, [7, 2], shown)
-    np.testing.assert_array_equal(found.weights, expected.detach().numpy())
+    with torch.no_grad():  # with gradients some products are made in another order
+        expected = model.block.attention(model.entered, [7, 2], shown)
+        unmasked = model.block.attention(model.entered, [7, 2])
+    np.testing.assert_array_equal(found.weights, expected.numpy())
     assert (found.sizes, found.positions.tolist(), found.spec) == ((3, 5), [7, 2], model.block.spec)
     assert np.count_nonzero(found.weights[0], axis=-1).tolist() == [3, 3]
-    assert not np.array_equal(found.weights, model.block.attention(model.entered, [7, 2]).detach().numpy())
+    assert not np.allclose(found.weights, unmasked.numpy(), rtol=0.1)
 
 
 @pytest.mark.parametrize("block", ["layer3.1", "layer3.1.nonlocal_block"])
@@ -561,7 +563,7 @@ def test_a_block_is_found_by_its_place_and_by_its_name(block, positions):
     found = attention_of(model, IMAGES, block, positions)
     child = model.layer3[1].nonlocal_block
     model.layer3[1].nonlocal_block = nn.Identity()
-    with torch.no_grad():  # with gradients some products are made in another order
+    with torch.no_grad():
         entered = model.layer3[:2](model.layer2(model.layer1(IMAGES)))
         np.testing.assert_array_equal(found.weights, child.attention(entered, positions).numpy())
     assert found.positions.tolist() == (list(range(35)) if positions is None else list(positions))
@@ -571,7 +573,9 @@ def test_attention_of_bfloat16_is_given_as_float32():
     block = NonLocalBlock(3, dtype=torch.bfloat16)
     found = attention_of(block, IMAGES.bfloat16(), positions=[1])
     assert found.weights.dtype == np.float32
-    np.testing.assert_array_equal(found.weights, block.attention(IMAGES.bfloat16(), [1]).detach().float().numpy())
+    with torch.no_grad():
+        expected = block.attention(IMAGES.bfloat16(), [1]).float()
+    np.testing.assert_array_equal(found.weights, expected.numpy())
 
 
 @pytest.mark.parametrize(

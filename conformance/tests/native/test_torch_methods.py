@@ -1,10 +1,10 @@
 """What the methods without the matrix promise in PyTorch beyond the numbers: memory, derivatives, graphs, products."""
 
-import gc
 import weakref
 
 import pytest
 import torch
+from torch._dynamo import config as dynamo
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -97,15 +97,15 @@ class Products(TorchFunctionMode):
 @every_form
 @every_mask
 def test_first_and_second_derivatives_pass_gradcheck(pairwise, key_mask):
-    compute, arrays = operation(pairwise, key_mask), leaves(values=2)
+    compute, arrays = operation(pairwise, key_mask, inner=2), leaves(queries=3, inner=2, values=2)
     assert torch.autograd.gradcheck(compute, arrays)
     assert torch.autograd.gradgradcheck(compute, arrays)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("rows", [1, 2, 3])
 @every_mask
 def test_blocks_of_queries_pass_gradcheck_and_gradgradcheck(rows, key_mask):
-    theta, phi, g = leaves(values=2)
+    theta, phi, g = leaves(queries=3, inner=2, values=2)
     if key_mask is not None:
         phi, g = (a.detach().masked_fill(~key_mask[..., None], 0).requires_grad_() for a in (phi, g))
 
@@ -196,7 +196,6 @@ def test_a_checkpoint_keeps_no_operand(pairwise):
         return compute(*operands)
 
     y = checkpoint(step, *arrays, use_reentrant=False)
-    gc.collect()
     assert y.requires_grad
     assert [reference() for reference in kept] == [None, None, None]
 
@@ -313,8 +312,49 @@ def test_the_gradient_of_the_scores_of_a_single_key_is_exactly_zero():
 
 
 @quiet
-@every_form
-@every_mask
+@pytest.mark.parametrize(
+    ("pairwise", "masked", "mode"),
+    [
+        ("gaussian", False, "evaluation"),
+        ("gaussian", True, "training"),
+        ("gaussian", False, "autocast"),
+        ("embedded_gaussian", True, "evaluation"),
+        ("embedded_gaussian", False, "training"),
+        ("embedded_gaussian", True, "autocast"),
+        ("dot_product", False, "evaluation"),
+        ("dot_product", True, "training"),
+        ("dot_product", False, "autocast"),
+        ("concatenation", True, "evaluation"),
+        ("concatenation", False, "training"),
+        ("concatenation", True, "autocast"),
+    ],
+)
+def test_a_block_is_compiled_once_for_all_steps_at_one_shape(pairwise, masked, mode):
+    torch.compiler.reset()
+    is_training, is_mixed = mode == "training", mode == "autocast"
+    block = random_block(pairwise=pairwise, norm="batch", method=EXACT[pairwise]).float().train(is_training)
+    x, shown = random(2, 6, 5, 7, dtype=torch.float32), random(2, 5, 7) > -1 if masked else None
+
+    def step(compute):
+        with torch.set_grad_enabled(is_training), torch.autocast("cpu", torch.bfloat16, is_mixed):
+            z = compute(x, shown)
+        return z, torch.autograd.grad(z.sin().sum(), list(block.parameters())) if is_training else ()
+
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(block, fullgraph=True, backend=graphs)
+    with dynamo.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        steps = [step(compiled) for _ in range(4)]
+    assert graphs.frame_count == 1
+    bound = 0.02 if is_mixed else 1e-4
+    torch.testing.assert_close(steps, [step(block)] * 4, rtol=bound, atol=bound)
+
+
+@quiet
+@pytest.mark.parametrize(
+    ("pairwise", "key_mask"),
+    [("embedded_gaussian", SOME_MASKED), ("concatenation", None)],  # the others train in a block, above
+    ids=["embedded_gaussian", "concatenation"],
+)
 def test_a_compiled_operation_trains_in_one_graph(pairwise, key_mask):
     torch.compiler.reset()
     arrays, compute = leaves(), operation(pairwise, key_mask)
@@ -324,9 +364,18 @@ def test_a_compiled_operation_trains_in_one_graph(pairwise, key_mask):
 
 
 @quiet
-@every_form
-@pytest.mark.parametrize("subsample", [None, 2])
-@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(
+    ("pairwise", "subsample", "strict"),
+    [
+        ("gaussian", 2, True),
+        ("gaussian", None, False),
+        ("embedded_gaussian", None, True),
+        ("embedded_gaussian", 2, False),
+        ("dot_product", 2, True),
+        ("dot_product", None, False),
+        ("concatenation", None, True),  # (..., 2, False): test_torch_deploy.py
+    ],
+)
 def test_one_export_serves_every_size(pairwise, subsample, strict):
     block = random_block(pairwise=pairwise, subsample=subsample).eval()
     # To PyTorch a size of 1, of the pooled grid too, is a case of its own.
