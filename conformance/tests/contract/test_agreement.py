@@ -1,5 +1,7 @@
 """All installed backends together: weights travel between them, and random cases find them agreed."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,11 +10,13 @@ import nonlocal_core as nlc
 from nonlocal_conformance import CASES, CHECKS
 from nonlocal_conformance.assertions import assert_same, largest
 from nonlocal_conformance.checks import derivatives, values
+from nonlocal_conformance.checks.methods import memory
 from nonlocal_conformance.registry import bind
 from nonlocal_conformance.strategies import cases
 from nonlocal_core import backends
 
 DRIVERS = backends.available()[0]
+FRAMEWORKS = [driver for driver in DRIVERS if driver.name != "numpy"]  # whose definition goes by blocks of queries
 TRAVELLED = ("gaussian_batch_norm", "embedded_gaussian_groups", "concat_bias", "affine", "some_bias")
 
 
@@ -63,3 +67,21 @@ def test_every_declared_capability_is_exercised(driver):
     exercised |= {"functions" for one in bound if not one.case.is_differentiable}
     assert driver.capabilities <= exercised
     assert {one.dtype for one in bound} == set(driver.dtypes)
+
+
+class Matrix:
+    """A driver that takes the matrix of weights, whatever it is asked for."""
+
+    def __init__(self, driver, call):
+        self.driver, self.call = driver, call
+
+    def __getattr__(self, name):
+        found = getattr(self.driver, name)
+        return partial(found, method="pairwise") if name == self.call else found
+
+
+@pytest.mark.parametrize(("call", "what"), [("block", "output"), ("vjp", "gradients")])
+@pytest.mark.parametrize("driver", FRAMEWORKS, ids=lambda driver: driver.name)
+def test_a_matrix_of_weights_is_seen_by_the_check_of_the_memory(driver, call, what):
+    with pytest.raises(AssertionError, match=rf"the {what} needed \d+ MiB, the matrix has 64"):
+        memory(Matrix(driver, call), CASES["dot_product_1d"], "float32")

@@ -30,7 +30,7 @@ def test_the_readme_has_the_oldest_version_that_is_declared_and_the_newest_that_
     "extra", [name for name, lines in EXTRAS.items() if any(line.startswith("torch") for line in lines)]
 )
 def test_every_extra_declares_the_same_pytorch(extra):
-    assert "torch>=2.10" in EXTRAS[extra]
+    assert "torch>=2.9" in EXTRAS[extra]
 
 
 def test_the_workflow_runs_each_python_that_the_readme_names():
