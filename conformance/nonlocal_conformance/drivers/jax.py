@@ -166,7 +166,8 @@ class JaxDriver:
 
     def rebuilt(self, spec: NonLocalSpec) -> NonLocalSpec:
         """Return the spec of a block that was taken apart into graph and state, and put together."""
-        return nnx.merge(*nnx.split(_new_block(spec, np.dtype("float32"), ()))).spec
+        block = nnx.eval_shape(lambda: NonLocalBlock.from_spec(spec, rngs=nnx.Rngs(0)))
+        return nnx.merge(*nnx.split(block)).spec
 
     def initial(self, spec: NonLocalSpec, seed: int = 0) -> Params:
         """Return the parameters of a new block."""

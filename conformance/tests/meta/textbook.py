@@ -399,7 +399,7 @@ class Textbook:
         along = [self.input(vx), *(self.tensor(vparams[name]) for name in leaves)]
         product = sum((d * v).sum() for d, v in zip(first, along, strict=True))
         second = torch.autograd.grad(product, every, materialize_grads=True)
-        return self.output(second[0]), dict(zip(leaves, (d.numpy() for d in second[1:]), strict=True))
+        return self.output(second[0]), dict(zip(leaves, (d.detach().numpy() for d in second[1:]), strict=True))
 
     def train(self, spec, params, x, target, key_mask=None, *, steps, rate):
         """Return the losses and the parameters of plain SGD in training mode."""
