@@ -1,5 +1,6 @@
 """Settings of the whole test run."""
 
+import gc
 import os
 
 import hypothesis
@@ -12,6 +13,12 @@ IN_CI = bool(os.environ.get("CI"))
 
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=IN_CI)
 hypothesis.settings.load_profile("suite")
+
+
+def pytest_collection_finish():
+    """Let the garbage collector leave alone what is there to stay: three frameworks take it a second and more a run."""
+    gc.collect()
+    gc.freeze()
 
 
 def _skipped(config):
