@@ -58,7 +58,7 @@ test-oldest: ## run the suite on the oldest versions that pyproject.toml declare
 
 test-torch: ## run the suite on another PyTorch, in an environment of its own: make test-torch TORCH=2.11.0
 	mkdir -p .venv-torch-$(TORCH)
-	sed "s/^torch==.*/torch==$(TORCH)/" constraints.txt > .venv-torch-$(TORCH)/constraints.txt
+	sed -e "s/^torch==.*/torch==$(TORCH)/" -e "/^setuptools==/d" constraints.txt > .venv-torch-$(TORCH)/constraints.txt
 	$(MAKE) test VENV=.venv-torch-$(TORCH) PINS="-c .venv-torch-$(TORCH)/constraints.txt -b constraints.txt"
 
 peers: $(PEERS) ## run the suite on other implementations of the block and write docs/peers.md
