@@ -21,11 +21,13 @@ DOCTESTS := --doctest-modules --doctest-ignore-import-errors $(IGNORED:%=--ignor
 SUITE := -n $(WORKERS) --dist worksteal $(DOCTESTS) nonlocal_core backends conformance
 
 # Kernels for other processors than this one, and another number of threads: each library has a switch of its own.
+# TensorFlow does without oneDNN there, which ends its process in a bfloat16 product, and XLA goes down to AVX2 alone,
+# since jaxlib has no float16 below it.
 ELSEWHERE_sse := OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41 \
-	OPENBLAS_CORETYPE=Nehalem XLA_FLAGS=--xla_cpu_max_isa=SSE4_2 \
+	TF_ENABLE_ONEDNN_OPTS=0 OPENBLAS_CORETYPE=Nehalem XLA_FLAGS=--xla_cpu_max_isa=AVX2 \
 	NPY_DISABLE_CPU_FEATURES="`$(BIN)/python -c 'import numpy; print(*numpy._core._multiarray_umath.__cpu_dispatch__)'`"
 ELSEWHERE_avx2 := OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 \
-	OPENBLAS_CORETYPE=Haswell XLA_FLAGS=--xla_cpu_max_isa=AVX2
+	TF_ENABLE_ONEDNN_OPTS=0 OPENBLAS_CORETYPE=Haswell XLA_FLAGS=--xla_cpu_max_isa=AVX2
 
 # uv does not read the settings of pip.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
