@@ -20,7 +20,7 @@ from nonlocal_core.parameters import STATISTICS
 from nonlocal_core.planning import METHODS
 from nonlocal_jax import NonLocalBlock, nonlocal_block, nonlocal_op
 
-__all__ = ["JaxDriver"]
+__all__ = ["JaxDriver", "quick_options"]
 
 Array = np.ndarray[Any, Any]
 Params = dict[str, Array]
@@ -50,7 +50,7 @@ class JaxDriver:
             message = f"`device` must be one that JAX finds on this machine. Got {device!r}."
             raise ValueError(message) from error
         self.device, self._calls = device, 0
-        self._options = _quick_options() if self._device.platform == "cpu" else None
+        self._options = quick_options() if self._device.platform == "cpu" else None
         self._call = self._jit(_call, "graph")
         self._vjp = self._jit(_vjp, "spec", "training", "method")
         self._hvp = self._jit(_hvp, "spec", "training", "method")
@@ -228,7 +228,7 @@ class JaxDriver:
             jax.clear_caches()  # type: ignore[no-untyped-call]
 
 
-def _quick_options() -> dict[str, Any] | None:
+def quick_options() -> dict[str, Any] | None:
     """Return options with which XLA compiles small programs several times faster, None where it lacks them."""
     options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
     try:

@@ -13,13 +13,14 @@ from flax import nnx
 from jax import export
 
 import nonlocal_core as nlc
+from nonlocal_conformance.drivers.jax import quick_options
 from nonlocal_jax import NonLocalBlock, insert_nonlocal, nonlocal_block
 
 FORMS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 SIZES = [(2, 5, 7), (3, 9, 4)]
 
 # Every program here runs once or twice: with these options XLA compiles it several times faster.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False})
+jit = partial(jax.jit, compiler_options=quick_options())
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,6 +11,7 @@ from jax import export
 
 import nonlocal_core as nlc
 from nonlocal_conformance.assertions import assert_close
+from nonlocal_conformance.drivers.jax import quick_options
 from nonlocal_core.form import Form
 from nonlocal_core.planning import exact_method
 from nonlocal_jax import NonLocalBlock, attention, nonlocal_block, nonlocal_op, updated_statistics
@@ -21,7 +22,7 @@ FORMS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 EXACT = [(form, exact_method(form)) for form in FORMS]
 
 # Every program here runs once or twice: with these options XLA compiles it several times faster.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False})
+jit = partial(jax.jit, compiler_options=quick_options())
 
 
 @pytest.fixture(scope="module", autouse=True)
