@@ -21,13 +21,15 @@ DOCTESTS := --doctest-modules --doctest-ignore-import-errors $(IGNORED:%=--ignor
 SUITE := -n $(WORKERS) --dist worksteal $(DOCTESTS) nonlocal_core backends conformance
 
 # Kernels for other processors than this one, and another number of threads: each library has a switch of its own.
-# TensorFlow does without oneDNN there, which ends its process in a bfloat16 product, and XLA goes down to AVX2 alone,
+# TensorFlow does without oneDNN there, which ends its process in a bfloat16 product; the allocator that remains is
+# malloc, which must give back what it is given, or the resident set says nothing of a call. XLA goes down to AVX2 alone,
 # since jaxlib has no float16 below it.
+ELSEWHERE := TF_ENABLE_ONEDNN_OPTS=0 MALLOC_MMAP_THRESHOLD_=65536 XLA_FLAGS=--xla_cpu_max_isa=AVX2
 ELSEWHERE_sse := OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41 \
-	TF_ENABLE_ONEDNN_OPTS=0 OPENBLAS_CORETYPE=Nehalem XLA_FLAGS=--xla_cpu_max_isa=AVX2 \
+	OPENBLAS_CORETYPE=Nehalem \
 	NPY_DISABLE_CPU_FEATURES="`$(BIN)/python -c 'import numpy; print(*numpy._core._multiarray_umath.__cpu_dispatch__)'`"
 ELSEWHERE_avx2 := OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 \
-	TF_ENABLE_ONEDNN_OPTS=0 OPENBLAS_CORETYPE=Haswell XLA_FLAGS=--xla_cpu_max_isa=AVX2
+	OPENBLAS_CORETYPE=Haswell
 
 # uv does not read the settings of pip.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
@@ -53,7 +55,7 @@ test: $(TEST) ## run the examples of the docstrings and the whole test suite; AR
 test-elsewhere: test-elsewhere-sse test-elsewhere-avx2 ## run the suite in the arithmetic of older processors, in one thread and in two
 
 test-elsewhere-%: $(TEST)
-	env $(ELSEWHERE_$*) TORCHINDUCTOR_CACHE_DIR=$(abspath $(VENV))/inductor-$* $(BIN)/pytest $(SUITE) $(ARGS)
+	env $(ELSEWHERE) $(ELSEWHERE_$*) TORCHINDUCTOR_CACHE_DIR=$(abspath $(VENV))/inductor-$* $(BIN)/pytest $(SUITE) $(ARGS)
 
 test-oldest: ## run the suite on the oldest versions that pyproject.toml declares, in .venv-oldest
 	$(MAKE) test VENV=.venv-oldest PINS="--resolution lowest-direct"

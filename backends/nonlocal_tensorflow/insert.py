@@ -148,7 +148,8 @@ def _edited(model: keras.Model, edits: Mapping[str, Edit], prefix: str = "") -> 
 
     # With inputs of its own, since the `output` of a shared layer is the old network's: mixing the two raises an error.
     own = {
-        id(layer.output): type(layer).from_config(layer.get_config()).output
+        # The configuration has no `optional` before Keras 3.13.
+        id(layer.output): type(layer).from_config({**layer.get_config(), "optional": layer.optional}).output
         for layer in graph.layers
         if isinstance(layer, keras.layers.InputLayer)
     }

@@ -96,6 +96,7 @@ def test_a_compiled_network_trains_its_block():
 
 
 @quiet
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # of what PyTorch 2.9 reads itself
 @pytest.mark.parametrize("pairwise", ["gaussian", "concatenation"])  # the others: test_torch_methods.py
 def test_an_exported_network_serves_every_size(pairwise):
     model = network(pairwise=pairwise, subsample=2, norm="batch").eval()
