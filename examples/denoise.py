@@ -15,8 +15,8 @@ from matplotlib.colors import LogNorm
 from skimage.filters import gaussian
 
 import nonlocal_core as nlc
-from nonlocal_core.demo.denoise import default_strength, operands, pixel_weights, psnr
-from nonlocal_core.demo.picture import built_in, strong_edge
+from nonlocal_core.commands.demo.denoise import default_strength, operands, pixel_weights, psnr
+from nonlocal_core.commands.demo.picture import built_in, strong_edge
 from nonlocal_torch import nonlocal_op
 
 # %%

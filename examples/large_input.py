@@ -16,8 +16,8 @@ import matplotlib.pyplot as plt
 import torch
 
 import nonlocal_core as nlc
+from nonlocal_bench.tables import shown_bytes
 from nonlocal_conformance.memory import peak_resident
-from nonlocal_core.bench.tables import shown_bytes
 from nonlocal_core.planning import exact_method
 from nonlocal_torch import NonLocalBlock
 

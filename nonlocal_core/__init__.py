@@ -1,16 +1,20 @@
 """The non-local block: its specification, the NumPy reference that defines it, and what backends share."""
 
-from nonlocal_core import plots, recipes
-from nonlocal_core.attention_map import AttentionMap
-from nonlocal_core.checkpoints import AssumedOptionsWarning, find_peer_blocks, from_peer, read_caffe2, to_peer
-from nonlocal_core.cost_model import cost
-from nonlocal_core.folding import fold_norm
-from nonlocal_core.gradients import nonlocal_block_vjp, nonlocal_op_vjp
-from nonlocal_core.insertion import Insertion
-from nonlocal_core.parameters import init_params, param_shapes
-from nonlocal_core.reference import attention, nonlocal_block, nonlocal_op, updated_statistics
-from nonlocal_core.spec import SPECIFICATION_VERSION, NonLocalSpec
-from nonlocal_core.weights import load_params, save_params
+import sys
+
+from nonlocal_core import plots
+from nonlocal_core.costs import cost
+from nonlocal_core.files.parameters import load_params, save_params
+from nonlocal_core.files.peers import AssumedOptionsWarning, find_peer_blocks, from_peer, read_caffe2, to_peer
+from nonlocal_core.networks import attention_map, insertion, recipes
+from nonlocal_core.networks.attention_map import AttentionMap
+from nonlocal_core.networks.folding import fold_norm
+from nonlocal_core.networks.insertion import Insertion
+from nonlocal_core.reference.block import attention, nonlocal_block, updated_statistics
+from nonlocal_core.reference.gradients import nonlocal_block_vjp, nonlocal_op_vjp
+from nonlocal_core.reference.operation import nonlocal_op
+from nonlocal_core.spec import SPECIFICATION_VERSION, NonLocalSpec, options, presets
+from nonlocal_core.spec.parameters import init_params, param_shapes
 
 __version__ = "0.1.0"
 
@@ -39,3 +43,7 @@ __all__ = [
     "to_peer",
     "updated_statistics",
 ]
+
+# Where 0.1.0 had these modules, and its pickles look for their classes.
+for _module in (attention_map, insertion, options, presets, recipes):
+    sys.modules[f"{__name__}.{_module.__name__.rpartition('.')[2]}"] = _module

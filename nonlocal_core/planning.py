@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from nonlocal_core.errors import Size, check_choice, fail_value
+from nonlocal_core.arguments import Size, check_choice
+from nonlocal_core.errors import fail_value
 
 __all__ = ["BLOCK", "LIMITS", "METHODS", "Plan", "check_method", "exact_method", "keys_first", "plan", "serves"]
 

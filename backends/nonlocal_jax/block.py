@@ -12,13 +12,13 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from nonlocal_core.checks import check_params
-from nonlocal_core.errors import check_floating, fail_type
-from nonlocal_core.folding import fold_norm
-from nonlocal_core.options import SpecOptions
-from nonlocal_core.parameters import STATISTICS, initial_moments, param_shapes
+from nonlocal_core.arguments import check_floating
+from nonlocal_core.errors import fail_type
+from nonlocal_core.networks.folding import fold_norm
 from nonlocal_core.planning import check_method
 from nonlocal_core.spec import NonLocalSpec
+from nonlocal_core.spec.options import SpecOptions
+from nonlocal_core.spec.parameters import STATISTICS, check_params, initial_moments, param_shapes
 from nonlocal_jax.function import attention, block_and_moments, running
 
 __all__ = ["NonLocalBlock"]

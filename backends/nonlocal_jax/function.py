@@ -9,19 +9,12 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from nonlocal_core.checks import check_positions, known_sizes
-from nonlocal_core.form import form_of
+from nonlocal_core.arguments import check_positions, known_sizes
+from nonlocal_core.geometry import Sets, cut, set_numbers, uncut, windows_of
 from nonlocal_core.planning import check_method
-from nonlocal_core.reference import (
-    check_block,
-    check_statistics,
-    cut,
-    set_numbers,
-    uncut,
-    windows_of,
-)
-from nonlocal_core.sets import Sets
 from nonlocal_core.spec import NonLocalSpec
+from nonlocal_core.spec.calls import check_block, check_statistics
+from nonlocal_core.spec.form import form_of
 from nonlocal_jax.methods import pairwise_weights, product
 from nonlocal_jax.op import aggregate
 

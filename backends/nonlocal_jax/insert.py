@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from nonlocal_core.checks import known_sizes
+from nonlocal_core.arguments import known_sizes
 from nonlocal_core.errors import fail_type, fail_value
-from nonlocal_core.insertion import CHILD, Insertion, check_flow, fail_taken, resolve_places
-from nonlocal_core.options import SpecOptions
-from nonlocal_core.recipes import Positions
+from nonlocal_core.networks.insertion import CHILD, Insertion, check_flow, fail_taken, resolve_places
+from nonlocal_core.networks.recipes import Positions
 from nonlocal_core.spec import NonLocalSpec
+from nonlocal_core.spec.options import SpecOptions
 from nonlocal_jax.block import NonLocalBlock
 from nonlocal_jax.hosts import become, has_become, note, notes, restore
 from nonlocal_jax.network import arguments, modules_of

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from nonlocal_core.checks import known_sizes
-from nonlocal_core.form import Form
+from nonlocal_core.arguments import known_sizes
 from nonlocal_core.planning import keys_first
+from nonlocal_core.spec.form import Form
 
 __all__ = ["halves", "pairwise", "pairwise_weights", "product", "reassociated", "streamed"]
 

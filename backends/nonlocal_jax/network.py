@@ -8,9 +8,9 @@ from typing import Any
 from flax import nnx
 from jax import Array
 
-from nonlocal_core.attention_map import AttentionMap
 from nonlocal_core.errors import fail_type
-from nonlocal_core.insertion import check_calls, check_identities, resolve_block
+from nonlocal_core.networks.attention_map import AttentionMap
+from nonlocal_core.networks.insertion import check_calls, check_identities, resolve_block
 from nonlocal_jax.block import NonLocalBlock
 from nonlocal_jax.hosts import become, note, notes
 

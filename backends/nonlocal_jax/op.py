@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from nonlocal_core.checks import check_op, known_sizes
-from nonlocal_core.form import Form
+from nonlocal_core.arguments import known_sizes
 from nonlocal_core.planning import plan
+from nonlocal_core.spec.calls import check_op
+from nonlocal_core.spec.form import Form
 from nonlocal_jax.methods import pairwise, reassociated, streamed
 from nonlocal_jax.sorted import sorted_
 

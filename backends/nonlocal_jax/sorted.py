@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array, lax
 
-from nonlocal_core.form import Form
+from nonlocal_core.spec.form import Form
 from nonlocal_jax.methods import halves, product
 
 __all__ = ["running_sums", "sorted_", "triangular_sums"]

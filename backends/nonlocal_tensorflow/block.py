@@ -12,15 +12,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from nonlocal_core.checks import check_arrays, check_params, check_positions, dtype_name
-from nonlocal_core.errors import Size, check_choice, fail_value
-from nonlocal_core.folding import fold_norm
-from nonlocal_core.form import Form, form_of
-from nonlocal_core.options import SpecOptions
-from nonlocal_core.parameters import STATISTICS, initial_moments, param_shapes
+from nonlocal_core.arguments import Size, check_choice, check_positions, dtype_name
+from nonlocal_core.errors import fail_value
+from nonlocal_core.geometry import Sets
+from nonlocal_core.networks.folding import fold_norm
 from nonlocal_core.planning import check_method
-from nonlocal_core.sets import Sets
 from nonlocal_core.spec import NonLocalSpec
+from nonlocal_core.spec.calls import check_arrays
+from nonlocal_core.spec.form import Form, form_of
+from nonlocal_core.spec.options import SpecOptions
+from nonlocal_core.spec.parameters import STATISTICS, check_params, initial_moments, param_shapes
 from nonlocal_tensorflow.arrays import channels_last, masked, sizes
 from nonlocal_tensorflow.norm import BatchNorm, folded
 from nonlocal_tensorflow.op import aggregate

@@ -8,9 +8,9 @@ from typing import Any, Unpack
 import keras
 
 from nonlocal_core.errors import fail_type, fail_value
-from nonlocal_core.insertion import CHILD, Insertion, check_flow, fail_taken, resolve_places
-from nonlocal_core.options import SpecOptions
-from nonlocal_core.recipes import Positions
+from nonlocal_core.networks.insertion import CHILD, Insertion, check_flow, fail_taken, resolve_places
+from nonlocal_core.networks.recipes import Positions
+from nonlocal_core.spec.options import SpecOptions
 from nonlocal_tensorflow.arrays import channels_last
 from nonlocal_tensorflow.block import NonLocalBlock
 from nonlocal_tensorflow.network import layers_of

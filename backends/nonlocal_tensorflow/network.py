@@ -9,9 +9,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from nonlocal_core.attention_map import AttentionMap
 from nonlocal_core.errors import fail_type
-from nonlocal_core.insertion import check_calls, check_identities, resolve_block
+from nonlocal_core.networks.attention_map import AttentionMap
+from nonlocal_core.networks.insertion import check_calls, check_identities, resolve_block
 from nonlocal_tensorflow.arrays import channels_last
 from nonlocal_tensorflow.block import NonLocalBlock
 

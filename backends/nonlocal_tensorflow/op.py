@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from nonlocal_core.checks import check_op
-from nonlocal_core.form import Form
 from nonlocal_core.planning import Plan, keys_first, plan
+from nonlocal_core.spec.calls import check_op
+from nonlocal_core.spec.form import Form
 from nonlocal_tensorflow.arrays import device, masked, wide
 from nonlocal_tensorflow.sorted import sorted_sums
 from nonlocal_tensorflow.streamed import streamed

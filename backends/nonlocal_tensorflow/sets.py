@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from nonlocal_core.sets import Sets
+from nonlocal_core.geometry import Sets
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_tensorflow.arrays import masked, sizes
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from nonlocal_core.form import Form
+from nonlocal_core.spec.form import Form
 from nonlocal_tensorflow.arrays import device, sizes
 from nonlocal_tensorflow.weights import halves
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from nonlocal_core.form import Form
+from nonlocal_core.spec.form import Form
 from nonlocal_tensorflow.arrays import masked, sizes
 
 __all__ = ["streamed"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from nonlocal_core.form import Form
+from nonlocal_core.spec.form import Form
 from nonlocal_tensorflow.arrays import wide
 
 __all__ = ["halves", "pairwise_weights"]

@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nonlocal_core.checks import check_arrays, check_params, check_positions
+from nonlocal_core.arguments import check_positions
 from nonlocal_core.errors import fail_type
-from nonlocal_core.folding import fold_norm
-from nonlocal_core.form import Form, form_of
-from nonlocal_core.options import SpecOptions
-from nonlocal_core.parameters import initial_moments, param_shapes
+from nonlocal_core.geometry import Sets
+from nonlocal_core.networks.folding import fold_norm
 from nonlocal_core.planning import check_method
-from nonlocal_core.sets import Sets
 from nonlocal_core.spec import NonLocalSpec
+from nonlocal_core.spec.calls import check_arrays
+from nonlocal_core.spec.form import Form, form_of
+from nonlocal_core.spec.options import SpecOptions
+from nonlocal_core.spec.parameters import check_params, initial_moments, param_shapes
 from nonlocal_torch.layers import Affine, followed, layout, project, project_back, shortened
 from nonlocal_torch.op import aggregate
 from nonlocal_torch.sets import cut, pool, set_numbers, uncut

@@ -10,10 +10,10 @@ from typing import Any, Unpack
 from torch import nn
 
 from nonlocal_core.errors import fail_value
-from nonlocal_core.insertion import CHILD, Insertion, check_flow, fail_taken, resolve_places
-from nonlocal_core.options import SpecOptions
-from nonlocal_core.recipes import Positions
+from nonlocal_core.networks.insertion import CHILD, Insertion, check_flow, fail_taken, resolve_places
+from nonlocal_core.networks.recipes import Positions
 from nonlocal_core.spec import NonLocalSpec
+from nonlocal_core.spec.options import SpecOptions
 from nonlocal_torch.block import NonLocalBlock
 from nonlocal_torch.network import check_module, run_once
 

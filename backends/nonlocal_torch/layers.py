@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nonlocal_core.form import Form
+from nonlocal_core.spec.form import Form
 
 __all__ = ["Affine", "followed", "layout", "project", "project_back", "shortened"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nonlocal_core.attention_map import AttentionMap
 from nonlocal_core.errors import fail_type
-from nonlocal_core.insertion import check_calls, check_identities, resolve_block
+from nonlocal_core.networks.attention_map import AttentionMap
+from nonlocal_core.networks.insertion import check_calls, check_identities, resolve_block
 from nonlocal_torch.block import NonLocalBlock
 
 __all__ = ["attention_of", "check_identity", "check_module", "run_once"]

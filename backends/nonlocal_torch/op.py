@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nonlocal_core.checks import check_op, dtype_name
-from nonlocal_core.errors import Size
-from nonlocal_core.form import Form
+from nonlocal_core.arguments import Size, dtype_name
 from nonlocal_core.planning import Plan, keys_first, plan
+from nonlocal_core.spec.calls import check_op
+from nonlocal_core.spec.form import Form
 from nonlocal_torch.sorted import sorted_sums
 from nonlocal_torch.streamed import streamed
 from nonlocal_torch.weights import concat_halves, full_precision, is_recorded, pairwise_weights

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nonlocal_core.sets import Sets
+from nonlocal_core.geometry import Sets
 
 __all__ = ["cut", "pool", "set_numbers", "uncut"]
 

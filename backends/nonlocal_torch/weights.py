@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nonlocal_core.form import Form
+from nonlocal_core.spec.form import Form
 
 __all__ = ["concat_halves", "full_precision", "is_recorded", "is_transformed", "pairwise_weights", "softmax"]
 

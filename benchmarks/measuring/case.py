@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from nonlocal_core import NonLocalSpec, planning
-from nonlocal_core.presets import PRESETS
+from nonlocal_core.spec.presets import PRESETS
 
 __all__ = [
     "BACKENDS",

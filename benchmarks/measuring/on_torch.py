@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from nonlocal_core import NonLocalSpec, backends
+from nonlocal_conformance import loader
+from nonlocal_core import NonLocalSpec
 from nonlocal_torch import NonLocalBlock
 
 from .arrays import input_of, params_of, positions_of
@@ -114,7 +115,7 @@ def _block(case: Case) -> torch.nn.Module:
 def _driver(case: Case) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the packages warn of when they are imported
-        return backends.load(_DRIVERS[case.backend][len(case.shape) - 2], case.device)
+        return loader.load(_DRIVERS[case.backend][len(case.shape) - 2], case.device)
 
 
 def _input(case: Case, seed: int = 0) -> torch.Tensor:

@@ -6,9 +6,9 @@ import numpy as np
 
 import nonlocal_core as nlc
 from nonlocal_conformance.cases import Array, Case, Data
-from nonlocal_core import reference
-from nonlocal_core.form import form_of
-from nonlocal_core.reference import keys_of, project, queries_of, uncut
+from nonlocal_core.geometry import cut, set_numbers, uncut, windows_of
+from nonlocal_core.reference.block import keys_of, project, queries_of
+from nonlocal_core.spec.form import form_of
 
 __all__ = ["output_bound"]
 
@@ -56,7 +56,7 @@ def output_bound(case: Case, data: Data, dtype: str) -> Array:
     errors["phi"] = layer_error(flat, 0 * flat, "phi") if spec.has_embedding else u * np.abs(flat)
     grid = (case.batch, *case.spatial, -1)
     pooled = {
-        name: uncut(np, reference.windows_of(np, reference.cut(np, e.reshape(grid), sets), sets).max(axis=2), sets)
+        name: uncut(np, windows_of(np, cut(np, e.reshape(grid), sets), sets).max(axis=2), sets)
         for name, e in errors.items()
     }
     weights = nlc.attention(data.x, data.params, spec, key_mask=data.key_mask)
@@ -88,7 +88,7 @@ def _with_axis(keys: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
 
 def _same_set(case: Case) -> Array:
     """Return which keys lie in the set of each query, (1, N, M)."""
-    queries, keys = reference.set_numbers(np, case.spec.sets(case.spatial), None)
+    queries, keys = set_numbers(np, case.spec.sets(case.spatial), None)
     return (queries[:, None] == keys)[None]
 
 

@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nonlocal_conformance import suite
-from nonlocal_core import backends
-from nonlocal_core.cli import UsageError
+from nonlocal_conformance import loader, suite
+from nonlocal_core.commands.program import UsageError
 
 __all__ = ["add_parser"]
 
@@ -37,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(message) from None
     sys.path.insert(0, str(Path.cwd()))  # a driver may be a file of the folder in which one stands
     try:
-        backends.load(args.backend, args.device)
+        loader.load(args.backend, args.device)
     except (ImportError, ValueError) as error:
         raise UsageError(str(error)) from error
     # The settings of the suite's own folder, not those of the folder in which the program runs.

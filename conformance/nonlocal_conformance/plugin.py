@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from nonlocal_conformance import loader
 from nonlocal_conformance.registry import Unsupported, bind
 from nonlocal_conformance.runner import match_expected
-from nonlocal_core import SPECIFICATION_VERSION, __version__, backends
+from nonlocal_core import SPECIFICATION_VERSION, __version__
 
 __all__ = ["read_expected"]
 
@@ -44,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Load the backends; one that was named and is missing is an error."""
     named, device = config.getoption("--backend"), config.getoption("--device")
     try:
-        found = ([backends.load(name, device) for name in named], {}) if named else backends.available(device)
+        found = ([loader.load(name, device) for name in named], {}) if named else loader.available(device)
     except (ImportError, ValueError) as error:
         raise pytest.UsageError(str(error)) from error
     if not found[0]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from nonlocal_conformance.registry import Bound, Unsupported, bind
-from nonlocal_core.errors import check_choice
+from nonlocal_core.arguments import check_choice
 
 __all__ = ["ConformanceError", "Result", "parametrize_with_checks", "run_checks"]
 

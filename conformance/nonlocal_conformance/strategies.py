@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from nonlocal_conformance.cases import Case
 from nonlocal_core import NonLocalSpec
-from nonlocal_core.options import PAIRWISE, SPACES, VIDEO
+from nonlocal_core.geometry import VIDEO, interacting_axes
+from nonlocal_core.spec.options import PAIRWISE
 
 __all__ = ["cases", "specs_and_grids"]
 
@@ -29,7 +30,7 @@ def specs_and_grids(
     rank = draw(st.integers(1, 3))
     chosen = st.lists(st.integers(0, rank - 1), min_size=1, max_size=rank, unique=True)
     axes: Any = draw(st.just("all") | chosen | st.sampled_from(["space", "time"] if rank == VIDEO else ["all"]))
-    inner = (SPACES[axes] if isinstance(axes, str) else axes) or range(rank)
+    inner = interacting_axes(axes, rank)
     group = draw(st.none() | st.integers(1, 4)) if rank == VIDEO and axes == "all" else None
     window = [draw(st.integers(1, 3)) if axis in inner else 1 for axis in range(rank)]
     if group is not None:

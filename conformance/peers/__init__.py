@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from nonlocal_core import backends
+from nonlocal_conformance import loader
 
 __all__ = ["SUBJECTS", "load"]
 
@@ -29,4 +29,4 @@ def load(address: str) -> Any:
     """Return one of the drivers; what its package warns of when it is imported is no concern of the suite."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return backends.load(address)
+        return loader.load(address)

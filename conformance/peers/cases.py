@@ -7,8 +7,8 @@ from typing import Any
 
 from nonlocal_conformance import Case
 from nonlocal_conformance.cases import CHANNELS, SPATIAL
-from nonlocal_core.options import PAIRWISE
-from nonlocal_core.presets import PRESETS, preset_options
+from nonlocal_core.spec.options import PAIRWISE
+from nonlocal_core.spec.presets import PRESETS, preset_options
 
 __all__ = ["preset_cases"]
 

@@ -11,7 +11,7 @@ from fastreid.layers.non_local import Non_local as Block
 from nonlocal_conformance import Case
 from nonlocal_conformance.cases import SPATIAL
 from nonlocal_core import NonLocalSpec
-from nonlocal_core.options import PAIRWISE
+from nonlocal_core.spec.options import PAIRWISE
 from peers.peer import Peer
 
 __all__ = ["NonLocal"]

@@ -11,7 +11,7 @@ import torch
 from nonlocal_conformance import Case
 from nonlocal_conformance.cases import CHANNELS, SPATIAL
 from nonlocal_core import NonLocalSpec
-from nonlocal_core.presets import preset_options
+from nonlocal_core.spec.presets import preset_options
 from peers.cases import preset_cases
 from peers.peer import Peer, require
 

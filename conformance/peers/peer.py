@@ -12,7 +12,8 @@ import torch
 from nonlocal_conformance import Case, Unsupported
 from nonlocal_conformance.drivers.torch import TorchDriver
 from nonlocal_core import NonLocalSpec, param_shapes
-from nonlocal_core.parameters import STATISTICS
+from nonlocal_core.geometry import window_of
+from nonlocal_core.spec.parameters import STATISTICS
 
 __all__ = ["Peer", "PeerBlock", "require"]
 
@@ -114,7 +115,7 @@ class Peer(TorchDriver):
 
     def window(self, spec: NonLocalSpec) -> tuple[int, ...] | None:
         """Return the pooling window with one entry for each axis."""
-        return (spec.subsample,) * self.rank if isinstance(spec.subsample, int) else spec.subsample
+        return window_of(spec.subsample, self.rank)
 
     def initial(self, spec: NonLocalSpec, seed: int = 0) -> Params:
         """Return the parameters of a new block."""

@@ -14,7 +14,7 @@ import torch
 from nonlocal_conformance import CHECKS, Result, run_checks
 from nonlocal_conformance.capabilities import CAPABILITIES
 from nonlocal_core import SPECIFICATION_VERSION
-from nonlocal_core.options import PAIRWISE
+from nonlocal_core.spec.options import PAIRWISE
 from peers import SUBJECTS, load
 
 __all__ = ["page"]
@@ -35,7 +35,7 @@ INTRODUCTION = """# Other implementations under the conformance suite
 
 The suite of this project, run on implementations of the non-local block that install from PyPI. Each is compared with
 the reference at its own options: what counts as right here is the block that the implementation sets out to be, as its
-preset describes it (`nonlocal_core.presets`), not the defaults of this project. Specification {version}, PyTorch
+preset describes it (`nonlocal_core.spec.presets`), not the defaults of this project. Specification {version}, PyTorch
 {torch}, on the CPU.
 
 `make peers` installs the packages and writes this page. The command beside a row repeats that row; it is given in the

@@ -68,12 +68,12 @@ from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from nonlocal_bench import command as bench_command
+from nonlocal_bench import results, tables
 from nonlocal_conformance.capabilities import BACKENDS, CAPABILITIES
 from nonlocal_conformance.registry import CHECKS, bind
 from nonlocal_core import NonLocalSpec, backends, cost, cost_command
-from nonlocal_core.bench import command as bench_command
-from nonlocal_core.bench import results, tables
-from nonlocal_core.presets import PRESETS
+from nonlocal_core.spec.presets import PRESETS
 
 __all__ = ["setup"]
 

@@ -6,8 +6,8 @@ python docs/figures/bench.py FOLDER
 import sys
 from pathlib import Path
 
-from nonlocal_core.bench.picture import draw
-from nonlocal_core.bench.results import load
+from nonlocal_bench.picture import draw
+from nonlocal_bench.results import load
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 

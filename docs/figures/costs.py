@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 import nonlocal_core as nlc
-from nonlocal_core.bench.tables import shown_bytes
+from nonlocal_bench.tables import shown_bytes
 from nonlocal_core.planning import exact_method
 
 FORMS = ("embedded_gaussian", "dot_product", "concatenation")

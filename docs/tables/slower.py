@@ -7,8 +7,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from nonlocal_core.bench.results import load
-from nonlocal_core.bench.tables import label, shown_bytes, shown_seconds
+from nonlocal_bench.results import load
+from nonlocal_bench.tables import label, shown_bytes, shown_seconds
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 OURS = ("torch", "auto")

@@ -8,7 +8,7 @@ import numpy as np
 
 import nonlocal_core as nlc
 from learning.task import CLASSES
-from nonlocal_core.parameters import STATISTICS
+from nonlocal_core.spec.parameters import STATISTICS
 
 __all__ = ["CHANNELS", "MIDDLES", "MOMENTUM", "OUTPUTS", "RATE", "SPEC", "WIDTH", "initial"]
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from nonlocal_core.attention_map import AttentionMap
-from nonlocal_core.errors import check_int, fail_value
+from nonlocal_core.arguments import check_int
+from nonlocal_core.errors import fail_value
+from nonlocal_core.networks.attention_map import AttentionMap
 from nonlocal_core.plots.scene import COLOURS, RING, Scene, faded, load_pyplot, mark, place, scene_of
 
 __all__ = ["arrows"]

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from nonlocal_core.attention_map import AttentionMap
-from nonlocal_core.errors import check_finite, fail_value
+from nonlocal_core.arguments import check_finite
+from nonlocal_core.errors import fail_value
+from nonlocal_core.networks.attention_map import AttentionMap
 from nonlocal_core.plots.scene import ALIKE, RING, Scene, faded, load_pyplot, mark, place, scene_of
 
 __all__ = ["heatmaps"]

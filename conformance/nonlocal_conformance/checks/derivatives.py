@@ -11,8 +11,8 @@ from nonlocal_conformance.assertions import EPSILONS, assert_close, assert_names
 from nonlocal_conformance.cases import Array, Case, Data
 from nonlocal_conformance.checks.values import is_op_case, op_arrays
 from nonlocal_conformance.registry import check, methods_of
-from nonlocal_core import reference
-from nonlocal_core.parameters import STATISTICS
+from nonlocal_core.reference.block import branch, moments
+from nonlocal_core.spec.parameters import STATISTICS
 
 STEP = 1e-6
 """The step of the finite differences, in float64: small, or it crosses a kink of the ReLU or of the pooling."""
@@ -52,7 +52,7 @@ def reference_gradients(case: Case, wide: Data) -> tuple[Any, Any]:
     gradients = nlc.nonlocal_block_vjp(wide.x, wide.params, spec, *arguments, case.training)
     if not (case.training and spec.norm == "batch"):
         return gradients, gradients
-    mean, variance = reference.moments(reference.branch(wide.x, wide.params, spec, wide.key_mask))
+    mean, variance = moments(branch(wide.x, wide.params, spec, wide.key_mask))
     fixed = {**wide.params, "norm.mean": mean, "norm.variance": variance}
     return gradients, nlc.nonlocal_block_vjp(wide.x, fixed, spec, *arguments)
 

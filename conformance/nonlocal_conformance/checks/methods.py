@@ -14,10 +14,11 @@ from nonlocal_conformance.assertions import assert_close, largest, require
 from nonlocal_conformance.cases import Array, Case
 from nonlocal_conformance.checks.values import assert_output
 from nonlocal_conformance.registry import Unsupported, check, methods_of
-from nonlocal_core import NonLocalSpec, reference
-from nonlocal_core.form import Form
-from nonlocal_core.options import is_softmax
+from nonlocal_core import NonLocalSpec
 from nonlocal_core.planning import exact_method
+from nonlocal_core.reference.operation import scores_of, weights_of
+from nonlocal_core.spec.form import Form
+from nonlocal_core.spec.options import is_softmax
 
 Arrays = dict[str, Array]
 
@@ -124,7 +125,7 @@ def _terms(arrays: Arrays, options: dict[str, Any]) -> Arrays:
     form = Form(pairwise, is_softmax(pairwise, None), scale, arrays.get("concat_weight"), arrays.get("concat_bias"))
     valid = options.get("key_mask", np.ones(arrays["phi"].shape[:2], bool))[:, None, :]
     theta, phi, g, dy = (np.abs(arrays[name]) for name in ("theta", "phi", "g", "dy"))
-    weights = np.abs(reference.weights_of(arrays["theta"], arrays["phi"], form, valid))
+    weights = np.abs(weights_of(arrays["theta"], arrays["phi"], form, valid))
     spread = dy @ g.mT
     if form.softmax:
         spread = weights * (spread + (weights * spread).sum(axis=-1, keepdims=True))
@@ -134,7 +135,7 @@ def _terms(arrays: Arrays, options: dict[str, Any]) -> Arrays:
     terms = {"y": weights @ g, "g": weights.mT @ dy}
     if pairwise != "concatenation":
         return terms | {"theta": spread @ phi, "phi": spread.mT @ theta}
-    spread = np.where(reference.scores_of(arrays["theta"], arrays["phi"], form) > 0, spread, 0.0)
+    spread = np.where(scores_of(arrays["theta"], arrays["phi"], form) > 0, spread, 0.0)
     da, db = spread.sum(axis=2), spread.sum(axis=1)
     of_theta, of_phi = np.split(np.abs(arrays["concat_weight"]), 2)
     weight = np.concatenate([np.einsum("bn,bnc->c", da, theta), np.einsum("bm,bmc->c", db, phi)])

@@ -11,7 +11,7 @@ from nonlocal_conformance.assertions import assert_names, assert_same, require
 from nonlocal_conformance.cases import CASES, Case
 from nonlocal_conformance.registry import check
 from nonlocal_core import NonLocalSpec, param_shapes
-from nonlocal_core.parameters import initial_moments
+from nonlocal_core.spec.parameters import initial_moments
 
 DEVIATIONS = 6.0
 """How many standard errors an estimate may be off."""

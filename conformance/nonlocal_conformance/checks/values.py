@@ -12,7 +12,7 @@ import nonlocal_core as nlc
 from nonlocal_conformance.assertions import assert_close, assert_same, largest, require
 from nonlocal_conformance.cases import Array, Case, Data
 from nonlocal_conformance.registry import check
-from nonlocal_core import reference
+from nonlocal_core.reference.block import branch, moments
 
 
 def assert_output(name: str, z: Any, case: Case, data: Data, dtype: str) -> None:
@@ -25,8 +25,8 @@ def assert_output(name: str, z: Any, case: Case, data: Data, dtype: str) -> None
     expected = nlc.nonlocal_block(wide.x, wide.params, spec, wide.key_mask, case.training)
     scale = largest(expected)
     if spec.norm == "batch" and case.training:
-        r = reference.branch(wide.x, wide.params, spec, wide.key_mask)
-        deviation = np.sqrt(reference.moments(r)[1] + spec.norm_epsilon)
+        r = branch(wide.x, wide.params, spec, wide.key_mask)
+        deviation = np.sqrt(moments(r)[1] + spec.norm_epsilon)
         scale = max(scale, largest(wide.params["norm.weight"] * r / deviation))
     assert_close(name, z, expected, dtype=dtype, scale=scale)
 

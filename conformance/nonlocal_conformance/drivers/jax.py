@@ -16,8 +16,8 @@ from flax import nnx
 from nonlocal_conformance.capabilities import BACKENDS
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_core import NonLocalSpec
-from nonlocal_core.parameters import STATISTICS
 from nonlocal_core.planning import METHODS
+from nonlocal_core.spec.parameters import STATISTICS
 from nonlocal_jax import NonLocalBlock, nonlocal_block, nonlocal_op
 
 __all__ = ["JaxDriver", "quick_options"]

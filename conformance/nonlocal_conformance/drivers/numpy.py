@@ -11,8 +11,8 @@ import nonlocal_core as nlc
 from nonlocal_conformance.capabilities import BACKENDS
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_core import NonLocalSpec
-from nonlocal_core.checks import check_params
 from nonlocal_core.planning import METHODS
+from nonlocal_core.spec.parameters import check_params
 
 __all__ = ["NumpyDriver"]
 

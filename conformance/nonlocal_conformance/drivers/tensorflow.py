@@ -14,8 +14,8 @@ import tensorflow as tf
 from nonlocal_conformance.capabilities import BACKENDS
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_core import NonLocalSpec
-from nonlocal_core.parameters import STATISTICS
 from nonlocal_core.planning import METHODS
+from nonlocal_core.spec.parameters import STATISTICS
 from nonlocal_tensorflow import NonLocalBlock, nonlocal_op
 
 __all__ = ["TensorflowDriver"]

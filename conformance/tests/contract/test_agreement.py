@@ -7,15 +7,14 @@ import pytest
 from hypothesis import given, settings
 
 import nonlocal_core as nlc
-from nonlocal_conformance import CASES, CHECKS
+from nonlocal_conformance import CASES, CHECKS, loader
 from nonlocal_conformance.assertions import assert_same, largest
 from nonlocal_conformance.checks import derivatives, values
 from nonlocal_conformance.checks.methods import memory
 from nonlocal_conformance.registry import bind
 from nonlocal_conformance.strategies import cases
-from nonlocal_core import backends
 
-DRIVERS = backends.available()[0]
+DRIVERS = loader.available()[0]
 FRAMEWORKS = [driver for driver in DRIVERS if driver.name != "numpy"]  # whose definition goes by blocks of queries
 TRAVELLED = ("gaussian_batch_norm", "embedded_gaussian_groups", "concat_bias", "affine", "some_bias")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from nonlocal_core import NonLocalSpec, init_params, nonlocal_block, param_shapes
-from nonlocal_core.checkpoints import AssumedOptionsWarning, find_peer_blocks, from_peer, to_peer
-from nonlocal_core.presets import PRESETS
+from nonlocal_core.files.peers import AssumedOptionsWarning, find_peer_blocks, from_peer, to_peer
+from nonlocal_core.spec.presets import PRESETS
 
 E, G, D, C = "embedded_gaussian", "gaussian", "dot_product", "concatenation"
 CHANNELS, INNER = 7, 3

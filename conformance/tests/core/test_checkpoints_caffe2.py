@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nonlocal_core.checkpoints import find_peer_blocks, read_caffe2
+from nonlocal_core.files.peers import find_peer_blocks, read_caffe2
 
 fuzz = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
 

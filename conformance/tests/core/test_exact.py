@@ -6,8 +6,8 @@ import torch
 
 import nonlocal_core as nlc
 from nonlocal_conformance.memory import peak_resident
-from nonlocal_core import exact
 from nonlocal_core.planning import exact_method, serves
+from nonlocal_core.reference import exact
 
 FORMS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 
@@ -39,7 +39,7 @@ def test_a_method_gives_the_sums_and_the_gradients_of_the_definition(pairwise, q
 def test_a_method_passes_over_masked_keys_block_by_block(pairwise):
     given, options = arguments(pairwise, 700, 1100, batch=3)
     mask = np.random.default_rng(2).random((3, 1100)) < 0.5
-    mask[0, : exact.BLOCK] = False  # the first block of keys has none
+    mask[0, : exact.CHUNK] = False  # the first chunk of keys has none
     mask[2] = False
     plain = {**options, "method": "pairwise"}
     y = nlc.nonlocal_op(**given, **options, key_mask=mask)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from nonlocal_core import NonLocalSpec, cost, init_params, nonlocal_block, recipes
-from nonlocal_core.folding import fold_norm
-from nonlocal_core.insertion import Insertion, check_identities, resolve_places
+from nonlocal_core.networks.folding import fold_norm
+from nonlocal_core.networks.insertion import Insertion, check_identities, resolve_places
 
 STAGES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 NAMES = {

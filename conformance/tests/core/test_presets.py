@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nonlocal_core import NonLocalSpec, init_params, nonlocal_block, param_shapes
-from nonlocal_core.presets import PRESETS
+from nonlocal_core.spec.presets import PRESETS
 
 E, G, D, C = "embedded_gaussian", "gaussian", "dot_product", "concatenation"
 OFFICIAL = 1.0000001e-5

@@ -8,8 +8,9 @@ import pytest
 
 import nonlocal_core as nlc
 from nonlocal_conformance import CASES
-from nonlocal_core import reference
-from nonlocal_core.form import Form
+from nonlocal_core.reference import operation
+from nonlocal_core.reference.operation import query_chunks
+from nonlocal_core.spec.form import Form
 
 
 def interacts(spec, query, key):
@@ -208,7 +209,7 @@ def test_queries_in_blocks_give_what_one_block_gives(monkeypatch, name):
         return {"z": z, "dx": dx, **dparams}
 
     whole = results()
-    monkeypatch.setattr(reference, "BLOCK", 200)
+    monkeypatch.setattr(operation, "CHUNK", 200)
     scale = max(np.abs(value).max() for value in whole.values())
     for key, value in results().items():
         np.testing.assert_allclose(value, whole[key], rtol=0, atol=1e-13 * scale)
@@ -221,20 +222,20 @@ def test_a_function_gets_its_queries_whole(monkeypatch):
         sizes.append(theta.shape[1])
         return theta @ phi.mT
 
-    monkeypatch.setattr(reference, "BLOCK", 1)
+    monkeypatch.setattr(operation, "CHUNK", 1)
     theta = np.ones((2, 5, 3))
     nlc.nonlocal_op(theta, theta, theta, pairwise=scores, normalize="softmax")
     nlc.nonlocal_op(theta, theta, theta)
     assert sizes == [5]
 
 
-def test_blocks_of_queries_hold_no_more_weights_than_they_may(monkeypatch):
-    monkeypatch.setattr(reference, "BLOCK", 40)
+def test_chunks_of_queries_hold_no_more_weights_than_they_may(monkeypatch):
+    monkeypatch.setattr(operation, "CHUNK", 40)
     form = Form("dot_product", softmax=False, scale=1.0)
-    blocks = list(reference.query_blocks(np.ones((2, 9, 3)), np.ones((2, 5, 3)), form))
-    assert [(rows.start, rows.stop) for rows in blocks] == [(0, 4), (4, 8), (8, 9)]
-    monkeypatch.setattr(reference, "BLOCK", 1)
-    assert len(list(reference.query_blocks(np.ones((2, 9, 3)), np.ones((2, 5, 3)), form))) == 9
+    chunks = list(query_chunks(np.ones((2, 9, 3)), np.ones((2, 5, 3)), form))
+    assert [(rows.start, rows.stop) for rows in chunks] == [(0, 4), (4, 8), (8, 9)]
+    monkeypatch.setattr(operation, "CHUNK", 1)
+    assert len(list(query_chunks(np.ones((2, 9, 3)), np.ones((2, 5, 3)), form))) == 9
 
 
 def test_scores_of_any_size_give_finite_weights():

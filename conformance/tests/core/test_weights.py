@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from nonlocal_core import SPECIFICATION_VERSION, NonLocalSpec, init_params, param_shapes
-from nonlocal_core.weights import load_params, save_params
+from nonlocal_core.files.parameters import load_params, save_params
 
 SPECS = [
     NonLocalSpec(channels=5),
@@ -212,7 +212,7 @@ def test_a_folder_cannot_be_written_over(tmp_path):
 
 
 WITHOUT = {name: a for name, a in filled(SPEC).items() if name != "g.bias"}
-DTYPES = "be an array of float16, float32, float64"
+DTYPES = "be an array of float16, float32, float64, bfloat16"
 
 
 @pytest.mark.parametrize(

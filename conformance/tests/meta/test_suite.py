@@ -16,6 +16,7 @@ from nonlocal_conformance import (
     Unsupported,
     assertions,
     cases,
+    loader,
     memory,
     parametrize_with_checks,
     registry,
@@ -23,11 +24,11 @@ from nonlocal_conformance import (
 )
 from nonlocal_conformance.capabilities import BACKENDS, CAPABILITIES
 from nonlocal_conformance.drivers.numpy import NumpyDriver
-from nonlocal_core import backends, cli
+from nonlocal_core.commands import program
 
 pytest_plugins = ["pytester"]
 
-DRIVERS = [pytest.param(driver, id=driver.name) for driver in backends.available()[0]]
+DRIVERS = [pytest.param(driver, id=driver.name) for driver in loader.available()[0]]
 EVERY_CASE = [pytest.param(case, id=case.name) for case in CASES.values()]
 
 
@@ -330,7 +331,7 @@ def test_the_plugin_does_not_load_itself(own):
     ],
 )
 def test_what_the_command_is_told_to_test_must_be_there(arguments, message, capsys):
-    assert cli.main(["conformance", *arguments]) == 2
+    assert program.main(["conformance", *arguments]) == 2
     assert capsys.readouterr().err.rstrip().endswith(message)
 
 

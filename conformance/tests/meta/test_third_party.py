@@ -101,7 +101,7 @@ def test_a_fault_of_a_third_party_is_found_by_all_three_ways(commands, tmp_path)
         cwd=tmp_path,
     )
     among_tests = run(commands / "python", "-m", "pytest", "-q", cwd=tmp_path)
-    code = "import sys; from nonlocal_core.cli import main; sys.exit(main())"
+    code = "import sys; from nonlocal_core.commands.program import main; sys.exit(main())"
     by_command = run(commands / "python", "-c", code, "conformance", "faulty_toy:Driver", cwd=tmp_path)
     for done in (by_hand, among_tests, by_command):
         assert done.returncode == 1

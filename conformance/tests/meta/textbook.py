@@ -16,9 +16,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from nonlocal_conformance.capabilities import CAPABILITIES
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_core import NonLocalSpec, param_shapes
-from nonlocal_core.checks import check_op, check_params, check_positions
-from nonlocal_core.parameters import STATISTICS
+from nonlocal_core.arguments import check_positions
 from nonlocal_core.planning import METHODS, check_method
+from nonlocal_core.spec.calls import check_op
+from nonlocal_core.spec.parameters import STATISTICS, check_params
 
 QUERIES = 64
 """How many queries are computed at once."""

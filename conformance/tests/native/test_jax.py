@@ -14,7 +14,7 @@ from jax import export
 
 import nonlocal_core as nlc
 from nonlocal_conformance.drivers.jax import quick_options
-from nonlocal_core.parameters import STATISTICS
+from nonlocal_core.spec.parameters import STATISTICS
 from nonlocal_jax import NonLocalBlock, attention, nonlocal_block, nonlocal_op, updated_statistics
 
 FORMS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")

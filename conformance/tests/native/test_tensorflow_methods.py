@@ -6,7 +6,7 @@ import tensorflow as tf
 
 import nonlocal_core as nlc
 from nonlocal_conformance.drivers.tensorflow import TensorflowDriver
-from nonlocal_core.form import Form
+from nonlocal_core.spec.form import Form
 from nonlocal_tensorflow import NonLocalBlock, nonlocal_op
 from nonlocal_tensorflow import sorted as sorting
 from nonlocal_tensorflow.streamed import streamed

@@ -243,6 +243,15 @@ def test_exported_parameters_are_copies():
     assert block.g.weight.count_nonzero() == block.g.weight.numel()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parameters_with_gradients_are_written_and_bfloat16_as_float32(dtype, tmp_path):
+    block = NonLocalBlock(6, dtype=dtype)
+    nlc.save_params(tmp_path / "block", dict(block.named_parameters()), block.spec)
+    for name, array in nlc.load_params(tmp_path / "block")[0].items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, block.get_parameter(name).detach().float().numpy())
+
+
 def test_parameters_of_bfloat16_are_exported_as_float32():
     block = NonLocalBlock(6, dtype=torch.bfloat16)
     exported = block.export_params()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nonlocal_core import nonlocal_block
-from nonlocal_core.checkpoints import find_peer_blocks, from_peer, to_peer
+from nonlocal_core.files.peers import find_peer_blocks, from_peer, to_peer
 from peers import SUBJECTS, load
 
 ADDRESSES = [address for address in SUBJECTS if not address.startswith("peers.fastreid")]

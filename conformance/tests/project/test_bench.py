@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nonlocal_bench.results import load
 from nonlocal_core import attention, nonlocal_block, nonlocal_block_vjp
-from nonlocal_core.bench.results import load
-from nonlocal_core.cli import main
+from nonlocal_core.commands.program import main
 
 ROOT = Path(__file__).parents[3]
 sys.path.append(str(ROOT / "benchmarks"))  # a folder of programs, no package

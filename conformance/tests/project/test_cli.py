@@ -7,7 +7,8 @@ from importlib.metadata import EntryPoint
 import pytest
 
 import nonlocal_core
-from nonlocal_core import backends, cli
+from nonlocal_conformance import loader
+from nonlocal_core.commands import program
 
 EXTRAS = {"PIL", "matplotlib", "rich", "skimage"}
 
@@ -37,8 +38,8 @@ def commands(monkeypatch):
         for name, entry in entries.items():
             if not isinstance(entry, str):
                 monkeypatch.setitem(sys.modules, name, type("Module", (), {"add": staticmethod(entry)}))
-        found = [EntryPoint(name, value, cli.GROUP) for name, value in values.items()]
-        monkeypatch.setattr(cli, "entry_points", lambda group: found if group == cli.GROUP else [])
+        found = [EntryPoint(name, value, program.GROUP) for name, value in values.items()]
+        monkeypatch.setattr(program, "entry_points", lambda group: found if group == program.GROUP else [])
 
     return put
 
@@ -49,28 +50,30 @@ def interrupt(_args):
 
 def complain(_args):
     message = "argument --tea: must be hot"
-    raise cli.UsageError(message)
+    raise program.UsageError(message)
 
 
 def test_the_version_is_that_of_the_package(capsys):
     with pytest.raises(SystemExit, match="0"):
-        cli.main(["--version"])
+        program.main(["--version"])
     assert capsys.readouterr().out == f"nonlocal {nonlocal_core.__version__}\n"
 
 
 def test_help_lists_the_commands(capsys):
     with pytest.raises(SystemExit, match="0"):
-        cli.main(["--help"])
+        program.main(["--help"])
     assert {"demo", "conformance"} <= set(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("statement", ["from nonlocal_core import cli", "from nonlocal_core.demo import command"])
+@pytest.mark.parametrize(
+    "statement", ["from nonlocal_core.commands import program", "from nonlocal_conformance import demo"]
+)
 def test_the_program_starts_without_its_extras(statement):
     assert light(statement) == []
 
 
 def test_finding_the_commands_loads_no_extras():
-    start = "from nonlocal_core.cli import main\ntry: main(['--version'])\nexcept SystemExit: pass"
+    start = "from nonlocal_core.commands.program import main\ntry: main(['--version'])\nexcept SystemExit: pass"
     assert light(start) == []
 
 
@@ -88,7 +91,7 @@ def test_the_probe_for_extras_sees_them():
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_status_2(argv, words, capsys):
-    assert cli.main(argv) == 2
+    assert program.main(argv) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
@@ -97,33 +100,33 @@ def test_a_wrong_command_line_is_one_line_and_status_2(argv, words, capsys):
 
 def test_the_status_is_that_of_the_command(commands):
     commands(act=command(lambda _args: 7))
-    assert cli.main(["act"]) == 7
+    assert program.main(["act"]) == 7
 
 
 def test_an_interrupted_command_says_so(commands, capsys):
     commands(act=command(interrupt))
-    assert cli.main(["act"]) == 130
+    assert program.main(["act"]) == 130
     assert capsys.readouterr().err == "nonlocal: interrupted\n"
 
 
 def test_an_error_of_the_user_is_one_line_and_status_2(commands, capsys):
     commands(act=command(complain))
-    assert cli.main(["act"]) == 2
+    assert program.main(["act"]) == 2
     assert capsys.readouterr().err == "nonlocal: error: argument --tea: must be hot\n"
 
 
-@pytest.mark.parametrize("address", ["no_such_package:add", "nonlocal_core.cli:no_such_function"])
+@pytest.mark.parametrize("address", ["no_such_package:add", "nonlocal_core.commands.program:no_such_function"])
 def test_a_command_that_cannot_be_loaded_spoils_no_other(address, commands, capsys):
     commands(act=command(lambda _args: 0), lost=address)
-    assert cli.main(["act"]) == 0
-    assert cli.main(["lost"]) == 2
+    assert program.main(["act"]) == 0
+    assert program.main(["lost"]) == 2
     assert "the command 'lost' cannot be loaded" in capsys.readouterr().err
 
 
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
-    with pytest.raises(cli.UsageError, match=r"needs 'rich': pip install \"nonlocal-core\[demo\]\""):
-        cli.need("demo", "json", "rich")
+    with pytest.raises(program.UsageError, match=r"needs 'rich': pip install \"nonlocal-core\[demo\]\""):
+        program.need("demo", "json", "rich")
 
 
 # Backends
@@ -134,9 +137,9 @@ def entries(monkeypatch):
     """Set what the installed backends are, as pairs of a name and an address."""
 
     def put(*pairs):
-        found = [EntryPoint(name, value, backends.GROUP) for name, value in pairs]
+        found = [EntryPoint(name, value, loader.GROUP) for name, value in pairs]
         monkeypatch.setattr(
-            backends,
+            loader,
             "entry_points",
             lambda **given: [entry for entry in found if given.get("name", entry.name) == entry.name],
         )
@@ -154,12 +157,12 @@ def no_torch(monkeypatch):
 
 @pytest.mark.parametrize("name", ["numpy", "nonlocal_conformance.drivers.numpy:NumpyDriver"])
 def test_a_backend_is_loaded_by_its_name_or_its_address(name):
-    driver = backends.load(name)
+    driver = loader.load(name)
     assert (driver.name, driver.device) == ("numpy", "cpu")
 
 
 def test_every_backend_is_available_where_its_framework_is_installed():
-    drivers, missing = backends.available()
+    drivers, missing = loader.available()
     assert {"numpy", "torch"} <= {driver.name for driver in drivers}
     assert not {"numpy", "torch"} & missing.keys()
 
@@ -167,18 +170,18 @@ def test_every_backend_is_available_where_its_framework_is_installed():
 @pytest.mark.usefixtures("no_torch")
 def test_a_backend_whose_framework_is_missing_says_what_to_install():
     with pytest.raises(ImportError, match=r'torch.*`pip install "nonlocal-core\[torch\]"`'):
-        backends.load("torch")
+        loader.load("torch")
 
 
 @pytest.mark.usefixtures("no_torch")
 def test_a_missing_framework_is_listed_when_nobody_named_it():
-    drivers, missing = backends.available()
+    drivers, missing = loader.available()
     assert "numpy" in [driver.name for driver in drivers]
     assert 'pip install "nonlocal-core[torch]"' in missing["torch"]
 
 
 def test_a_missing_device_is_listed_when_nobody_named_the_backend():
-    drivers, missing = backends.available("abacus")
+    drivers, missing = loader.available("abacus")
     assert drivers == []
     assert "`device` must be 'cpu'" in missing["numpy"]
     assert "`device` must be" in missing["torch"]
@@ -186,48 +189,53 @@ def test_a_missing_device_is_listed_when_nobody_named_the_backend():
 
 def test_a_missing_device_of_a_named_backend_is_refused():
     with pytest.raises(ValueError, match=r"`device` must be .*Got 'abacus'"):
-        backends.load("torch", "abacus")
+        loader.load("torch", "abacus")
 
 
 @pytest.mark.parametrize("name", ["tourch", "", "a:b:c", ":Driver", "package.module:", ".here:Driver", "a b:C"])
 def test_an_unknown_backend_is_refused_with_the_list_of_the_known(name):
     with pytest.raises(ValueError, match=r"`backend` must be one of \[.*'numpy'.*\] or package.module:Driver"):
-        backends.load(name)
+        loader.load(name)
 
 
 def test_a_module_that_does_not_exist_is_refused():
     with pytest.raises(ImportError, match="'no_such_package:Driver' cannot be imported: No module named"):
-        backends.load("no_such_package:Driver")
+        loader.load("no_such_package:Driver")
 
 
 def test_a_class_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match=r"`backend` must name a driver class that exists\. Got 'json:Driver'"):
-        backends.load("json:Driver")
+        loader.load("json:Driver")
 
 
 def test_two_backends_of_one_name_are_refused(entries):
     entries(("toy", "json:Ours"), ("toy", "json:Theirs"))
     with pytest.raises(ValueError, match=r"one of \['json:Ours', 'json:Theirs'\], which share a name"):
-        backends.load("toy")
+        loader.load("toy")
 
 
 def test_a_backend_that_is_seen_twice_is_one_backend(entries):
     address = "nonlocal_conformance.drivers.numpy:NumpyDriver"
     entries(("toy", address), ("toy", address))
-    assert [driver.name for driver in backends.available()[0]] == ["numpy"]
+    assert [driver.name for driver in loader.available()[0]] == ["numpy"]
 
 
 @pytest.mark.parametrize(
     "words", [["numpy", "--device", "cpu"], ["--device", "cpu", "numpy"]], ids=["backend first", "option first"]
 )
 def test_what_follows_two_dashes_goes_to_pytest_wherever_the_options_stand(words):
-    program = [sys.executable, "-c", "import sys; from nonlocal_core.cli import main; sys.exit(main())", "conformance"]
+    started = [
+        sys.executable,
+        "-c",
+        "import sys; from nonlocal_core.commands.program import main; sys.exit(main())",
+        "conformance",
+    ]
     passed_on = ["--collect-only", "-q", "-k", "determinism"]
-    done = subprocess.run([*program, *words, "--", *passed_on], capture_output=True, text=True, check=True)
+    done = subprocess.run([*started, *words, "--", *passed_on], capture_output=True, text=True, check=True)
     assert "numpy-determinism-" in done.stdout
     assert "numpy-gradients-" not in done.stdout
 
 
 def test_two_dashes_are_refused_by_a_command_that_passes_nothing_on(capsys):
-    assert cli.main(["cost", "--shape", "1x5x4", "--", "-q"]) == 2
+    assert program.main(["cost", "--shape", "1x5x4", "--", "-q"]) == 2
     assert "this command takes nothing after --" in capsys.readouterr().err

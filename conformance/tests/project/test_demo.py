@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from nonlocal_conformance import loader
 from nonlocal_conformance.drivers.numpy import NumpyDriver
-from nonlocal_core import backends
-from nonlocal_core.cli import main
-from nonlocal_core.demo import command as demo
-from nonlocal_core.demo import comparison, measurement, picture
-from nonlocal_core.demo.denoise import nonlocal_means, operands, psnr
+from nonlocal_core.commands.demo import command as demo
+from nonlocal_core.commands.demo import comparison, measurement, picture
+from nonlocal_core.commands.demo.denoise import nonlocal_means, operands, psnr
+from nonlocal_core.commands.program import main
 
 SIZE = 24
 SMALL = ["demo", "--size", str(SIZE)]
@@ -105,7 +105,7 @@ def test_it_denoises_the_built_in_photograph_with_every_backend(folder, capsys):
     assert main(SMALL) == 0
     out = capsys.readouterr().out
     rows = cells(out)
-    installed = {driver.name for driver in backends.available()[0]}
+    installed = {driver.name for driver in loader.available()[0]}
     assert rows.keys() == installed >= {"numpy", "torch"}
     assert next(iter(rows)) == "numpy"
     assert rows["numpy"][:1] + rows["numpy"][3:4] == ["cpu", "-"]
@@ -191,7 +191,7 @@ def test_a_backend_that_cannot_measure_its_memory_has_a_dash_there(capsys):
 
 @pytest.mark.usefixtures("drawn", "no_torch")
 def test_a_missing_framework_is_listed_with_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr(backends, "_names", lambda: ["numpy", "torch"])
+    monkeypatch.setattr(loader, "_names", lambda: ["numpy", "torch"])
     assert main(SMALL) == 0
     out = capsys.readouterr().out
     assert list(cells(out)) == ["numpy"]
@@ -201,7 +201,7 @@ def test_a_missing_framework_is_listed_with_what_to_install(monkeypatch, capsys)
 
 @pytest.mark.usefixtures("drawn", "toys")
 def test_an_installed_backend_without_the_operation_is_listed(monkeypatch, capsys):
-    monkeypatch.setattr(backends, "_names", lambda: ["numpy", "toys:BlockAlone"])
+    monkeypatch.setattr(loader, "_names", lambda: ["numpy", "toys:BlockAlone"])
     assert main(SMALL) == 0
     out = capsys.readouterr().out
     assert list(cells(out)) == ["numpy"]
@@ -246,7 +246,7 @@ def test_the_matrix_of_weights_is_never_held():
     image = np.random.default_rng(0).uniform(size=(48, 48, 1))
     arrays = operands(image, strength=0.7)
     tracemalloc.start()
-    measurement.measured([], arrays, whole=True, console=Console(file=io.StringIO()))
+    measurement.measured(loader.load("numpy"), [], arrays, whole=True, console=Console(file=io.StringIO()))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 8 * (48 * 48) ** 2 / 5
@@ -269,11 +269,11 @@ class Recorder(NumpyDriver):
     ("capabilities", "most"), [(["op"], 5000), (["op", "peak_memory"], 420**2)], ids=["matrix", "streamed"]
 )
 def test_a_framework_that_may_hold_the_matrix_meets_a_part_of_it_at_once(capabilities, most, monkeypatch):
-    monkeypatch.setattr(measurement, "_BLOCK", 5000)
+    monkeypatch.setattr(measurement, "_CHUNK", 5000)
     arrays = operands(np.random.default_rng(0).uniform(size=(20, 21, 1)), strength=0.7)
     recorder = Recorder(*capabilities)
     console = Console(file=io.StringIO())
-    (_, _), (y, row) = measurement.measured([recorder], arrays, whole=True, console=console)
+    (_, _), (y, row) = measurement.measured(loader.load("numpy"), [recorder], arrays, whole=True, console=console)
     assert sum(recorder.met) == 2 * 420**2
     assert 0.9 * most < max(recorder.met) <= most
     assert y.shape == (420, 1)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from nonlocal_core.demo.denoise import (
+from nonlocal_core.commands.demo.denoise import (
     default_strength,
     estimate_noise,
     nonlocal_means,

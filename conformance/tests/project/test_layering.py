@@ -118,7 +118,7 @@ def test_the_look_at_the_suite_finds_an_adapter_elsewhere(module, found):
     assert forbidden_to_suite(source, module) == found
 
 
-@pytest.mark.parametrize("package", ["nonlocal_core", "nonlocal_core.cli", "nonlocal_conformance"])
+@pytest.mark.parametrize("package", ["nonlocal_core", "nonlocal_core.commands.program", "nonlocal_conformance"])
 def test_importing_loads_no_framework(package):
     assert loaded(f"import {package}") == []
 

@@ -6,7 +6,8 @@ import torch
 from textbook import Textbook
 
 from faulty import fault
-from nonlocal_core.checks import check_op, check_params
+from nonlocal_core.spec.calls import check_op
+from nonlocal_core.spec.parameters import check_params
 
 
 @fault("attention", "attention")

@@ -7,7 +7,7 @@ import torch
 from textbook import Textbook
 
 from faulty import fault
-from nonlocal_core.parameters import STATISTICS
+from nonlocal_core.spec.parameters import STATISTICS
 
 
 def _with_spec(block, **options):

@@ -1,8 +1,0 @@
-"""Parameters of non-local blocks in the files of other implementations: find, read and write them."""
-
-from nonlocal_core.checkpoints.caffe2 import read_caffe2
-from nonlocal_core.checkpoints.finding import find_peer_blocks
-from nonlocal_core.checkpoints.reading import AssumedOptionsWarning, from_peer
-from nonlocal_core.checkpoints.writing import to_peer
-
-__all__ = ["AssumedOptionsWarning", "find_peer_blocks", "from_peer", "read_caffe2", "to_peer"]

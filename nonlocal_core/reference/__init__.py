@@ -1,0 +1,1 @@
+"""The definition, to be read beside the paper; `exact` and `gradients` rest on it."""
