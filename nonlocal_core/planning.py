@@ -6,10 +6,21 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from nonlocal_core.arguments import Size, check_choice
+from nonlocal_core.arguments import Size, check_choice, dtype_name, known_sizes
 from nonlocal_core.errors import fail_value
 
-__all__ = ["BLOCK", "LIMITS", "METHODS", "Plan", "check_method", "exact_method", "keys_first", "plan", "serves"]
+__all__ = [
+    "CHUNK",
+    "LIMITS",
+    "METHODS",
+    "Plan",
+    "check_method",
+    "exact_method",
+    "keys_first",
+    "plan",
+    "plan_call",
+    "serves",
+]
 
 _EXACT = {
     "gaussian": "streamed",
@@ -30,11 +41,16 @@ class Plan:
 
     Args:
         method: one of `METHODS`, but "auto".
-        rows: for "streamed", the number of queries in a block; None: the framework's fused attention.
+        rows: for "streamed", the number of queries in a chunk, unless it is fused.
     """
 
     method: str
     rows: int | None = None
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the framework's fused attention streams the keys, which has chunks of its own."""
+        return self.method == "streamed" and self.rows is None
 
 
 def exact_method(pairwise: Pairwise) -> str | None:
@@ -116,11 +132,54 @@ def plan(
         return Plan(method)
     if batch is None or keys is None:
         return Plan(method, 128)
-    return Plan(method, max(1, BLOCK[device] // max(1, batch * keys)))
+    return Plan(method, max(1, CHUNK[device] // max(1, batch * keys)))
 
 
-BLOCK = {"cpu": 2**20, "gpu": 2**26}
-"""How many weights a block of queries holds at most."""
+def plan_call(
+    theta: Any,
+    g: Any,
+    pairwise: Pairwise,
+    method: str,
+    *,
+    backend: str,
+    device: str,
+    gradients: bool,
+    is_exported: bool = False,
+) -> Plan:
+    """Decide how one call is computed, from the shapes and the dtype of its arrays.
+
+    Args:
+        theta: `(B, N, C')`, of any library; sizes that are no ints are unknown.
+        g: `(B, M, D)`.
+        pairwise: the form.
+        method: what the user asked for.
+        backend: as for `plan`, and so are the following.
+        device: "cpu" or "gpu".
+        gradients: whether a gradient may be asked for.
+        is_exported: whether the call is recorded for other sizes, with which no size here may be compared.
+
+    Returns:
+        The plan.
+    """
+    (batch, queries, inner), (keys, width) = known_sizes(theta.shape), known_sizes(g.shape[1:])
+    if is_exported:
+        batch = queries = keys = None
+    return plan(
+        method,
+        pairwise,
+        backend=backend,
+        device=device,
+        dtype=dtype_name(theta),
+        batch=batch,
+        queries=queries,
+        keys=keys,
+        inner=None if inner is None or width is None else max(inner, width),
+        gradients=gradients,
+    )
+
+
+CHUNK = {"cpu": 2**20, "gpu": 2**26}
+"""How many weights a chunk of queries holds at most."""
 
 LIMITS: dict[tuple[str, str], dict[tuple[str | None, bool], int]] = {
     ("torch", "cpu"): {

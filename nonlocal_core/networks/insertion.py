@@ -20,6 +20,7 @@ from nonlocal_core.spec.parameters import STATISTICS, param_shapes
 __all__ = [
     "CHILD",
     "Insertion",
+    "call_arguments",
     "check_calls",
     "check_flow",
     "check_identities",
@@ -110,6 +111,13 @@ def fail_place(name: object, rule: str, names: Collection[str]) -> ValueError:
 def fail_taken(place: str) -> ValueError:
     """Return the error for a place after which a block stands already."""
     return fail_value("after", "have no block yet", f"{place!r}, which has one")
+
+
+def call_arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the positional and the keyword arguments that an array, a tuple or a dict stands for."""
+    if isinstance(given, Mapping):
+        return (), dict(given)
+    return (given if isinstance(given, tuple) else (given,)), {}
 
 
 def check_calls(argument: str, name: str, calls: int) -> None:

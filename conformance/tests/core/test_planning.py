@@ -96,9 +96,9 @@ def test_attention_is_fused_where_the_framework_is_fast_at_it(backend, device, d
 
 
 @pytest.mark.parametrize("keys", [1, 1024, 2**20, 2**24])
-def test_a_block_of_queries_holds_a_bounded_number_of_weights(keys):
+def test_a_chunk_of_queries_holds_a_bounded_number_of_weights(keys):
     rows = planned("streamed", keys=keys).rows
-    assert rows == 1 or rows * keys * SIZES["batch"] <= planning.BLOCK["cpu"]
+    assert rows == 1 or rows * keys * SIZES["batch"] <= planning.CHUNK["cpu"]
 
 
 @pytest.mark.parametrize(
