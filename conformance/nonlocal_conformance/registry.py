@@ -11,6 +11,7 @@ import numpy as np
 
 from nonlocal_conformance.capabilities import CAPABILITIES
 from nonlocal_conformance.cases import CASES, Case
+from nonlocal_conformance.driver import Driver
 from nonlocal_core import NonLocalSpec
 from nonlocal_core.errors import fail_type, fail_value
 from nonlocal_core.planning import METHODS, serves
@@ -94,7 +95,7 @@ def check(
     return register
 
 
-def bind(driver: Any) -> list[Bound]:
+def bind(driver: Driver) -> list[Bound]:
     """Return every check that applies to a driver, on every case and dtype.
 
     The widest dtype of the driver runs every case; the others run a selection. A driver whose implementation can
@@ -125,16 +126,16 @@ def _check_driver(driver: Any) -> None:
             raise TypeError(message)
 
 
-def methods_of(driver: Any, spec: NonLocalSpec) -> tuple[str, ...]:
+def methods_of(driver: Driver, spec: NonLocalSpec) -> tuple[str, ...]:
     """Return the methods of a driver that serve the form of a spec; those of names of its own are taken to.
 
-    "auto" is one of the others, and is left out where there are any: what has no method runs it.
+    "auto" chooses one of the others, and is left out where there are any.
     """
     found = tuple(name for name in driver.methods if serves(name, spec.pairwise) or name not in METHODS)
     return tuple(name for name in found if name != "auto") or found
 
 
-def _bind(driver: Any) -> Iterator[Bound]:
+def _bind(driver: Driver) -> Iterator[Bound]:
     widest = max(driver.dtypes, key=lambda name: np.dtype(name).itemsize)
     # What a class says of itself: a driver derived from that of the reference is none.
     is_reference = vars(type(driver)).get("is_reference", False)

@@ -14,16 +14,14 @@ import optax
 from flax import nnx
 
 from nonlocal_conformance.capabilities import BACKENDS
+from nonlocal_conformance.driver import Array, Mask, Params, Spec
 from nonlocal_conformance.memory import peak_resident
-from nonlocal_core import NonLocalSpec
 from nonlocal_core.planning import METHODS
 from nonlocal_core.spec.parameters import STATISTICS
 from nonlocal_jax import NonLocalBlock, nonlocal_block, nonlocal_op
 
 __all__ = ["JaxDriver", "quick_options"]
 
-Array = np.ndarray[Any, Any]
-Params = dict[str, Array]
 T = TypeVar("T")
 Options = tuple[tuple[str, Any], ...]
 
@@ -59,10 +57,10 @@ class JaxDriver:
 
     def block(
         self,
-        spec: NonLocalSpec,
+        spec: Spec,
         params: Params,
         x: Array,
-        key_mask: Array | None = None,
+        key_mask: Mask = None,
         *,
         training: bool = False,
         method: str = "auto",
@@ -73,7 +71,7 @@ class JaxDriver:
             return self._run(block, x, key_mask), _statistics(block)
 
     def steps(
-        self, spec: NonLocalSpec, params: Params, inputs: Sequence[Array], *, training: bool = False
+        self, spec: Spec, params: Params, inputs: Sequence[Array], *, training: bool = False
     ) -> list[tuple[Array, Params]]:
         """Call one block on each input in turn."""
         with self._scope(*inputs):
@@ -82,11 +80,11 @@ class JaxDriver:
 
     def vjp(
         self,
-        spec: NonLocalSpec,
+        spec: Spec,
         params: Params,
         x: Array,
         dz: Array,
-        key_mask: Array | None = None,
+        key_mask: Mask = None,
         *,
         training: bool = False,
         method: str = "auto",
@@ -97,13 +95,13 @@ class JaxDriver:
 
     def hvp(
         self,
-        spec: NonLocalSpec,
+        spec: Spec,
         params: Params,
         x: Array,
         dz: Array,
         vx: Array,
         vparams: Params,
-        key_mask: Array | None = None,
+        key_mask: Mask = None,
         *,
         training: bool = False,
         method: str = "auto",
@@ -115,15 +113,7 @@ class JaxDriver:
             )
 
     def train(
-        self,
-        spec: NonLocalSpec,
-        params: Params,
-        x: Array,
-        target: Array,
-        key_mask: Array | None = None,
-        *,
-        steps: int,
-        rate: float,
+        self, spec: Spec, params: Params, x: Array, target: Array, key_mask: Mask = None, *, steps: int, rate: float
     ) -> tuple[list[float], Params]:
         """Return the losses, mean squares of z - target, and the parameters of plain SGD in training mode."""
         with self._scope(x, key_mask):
@@ -145,41 +135,34 @@ class JaxDriver:
         with self._scope(*arrays.values()):
             return {name: np.array(d) for name, d in self._op_vjp(arrays, key_mask, dy, options=static).items()}
 
-    def attention(
-        self,
-        spec: NonLocalSpec,
-        params: Params,
-        x: Array,
-        positions: Any = None,
-        key_mask: Array | None = None,
-    ) -> Array:
+    def attention(self, spec: Spec, params: Params, x: Array, positions: Any = None, key_mask: Mask = None) -> Array:
         """Return rows of the weights."""
         with self._scope(x, key_mask):
             graph, state = nnx.split(_block(spec, params))
             rows = self._jit(lambda state, *args: nnx.merge(graph, state).attention(args[0], positions, args[1]))
             return np.array(rows(state, x, key_mask))
 
-    def export(self, spec: NonLocalSpec, params: Params) -> Params:
+    def export(self, spec: Spec, params: Params) -> Params:
         """Take parameters in and give them out again."""
         with self._scope(*params.values()):
             return _block(spec, params).export_params()
 
-    def rebuilt(self, spec: NonLocalSpec) -> NonLocalSpec:
+    def rebuilt(self, spec: Spec) -> Spec:
         """Return the spec of a block that was taken apart into graph and state, and put together."""
         block = nnx.eval_shape(lambda: NonLocalBlock.from_spec(spec, rngs=nnx.Rngs(0)))
         return nnx.merge(*nnx.split(block)).spec
 
-    def initial(self, spec: NonLocalSpec, seed: int = 0) -> Params:
+    def initial(self, spec: Spec, seed: int = 0) -> Params:
         """Return the parameters of a new block."""
         with self._scope():
             return NonLocalBlock.from_spec(spec, rngs=nnx.Rngs(seed)).export_params()
 
     def compiled(
         self,
-        spec: NonLocalSpec,
+        spec: Spec,
         params: Params,
         x: Array,
-        key_mask: Array | None = None,
+        key_mask: Mask = None,
         *,
         training: bool = False,
         method: str = "auto",
@@ -190,14 +173,7 @@ class JaxDriver:
             return np.array(call(x, params, spec, key_mask, training, method=method))
 
     def mixed(
-        self,
-        spec: NonLocalSpec,
-        params: Params,
-        x: Array,
-        dtype: str,
-        key_mask: Array | None = None,
-        *,
-        method: str = "auto",
+        self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None, *, method: str = "auto"
     ) -> Array:
         """Return the output of a block with another compute dtype."""
         with self._scope(x, key_mask):
@@ -207,7 +183,7 @@ class JaxDriver:
         """Return the result of a call and its peak extra memory in bytes, which JAX tells on a CPU only."""
         return peak_resident(call) if self._device.platform == "cpu" else (call(), None)
 
-    def _run(self, block: NonLocalBlock, x: Array, key_mask: Array | None = None) -> Array:
+    def _run(self, block: NonLocalBlock, x: Array, key_mask: Mask = None) -> Array:
         """Call a block, which afterwards has the statistics that the call left."""
         graph, state = nnx.split(block)
         z, state = self._call(state, x, key_mask, graph=graph)
@@ -243,7 +219,7 @@ def _call(state: Any, x: Any, key_mask: Any, *, graph: Any) -> tuple[jax.Array, 
     return block(x, key_mask), nnx.state(block)
 
 
-def _vjp(x: Any, params: Any, dz: Any, key_mask: Any, *, spec: NonLocalSpec, training: bool, method: str) -> Any:
+def _vjp(x: Any, params: Any, dz: Any, key_mask: Any, *, spec: Spec, training: bool, method: str) -> Any:
     def function(x: Any, params: Any) -> jax.Array:
         return nonlocal_block(x, params, spec, key_mask, training, method=method)
 
@@ -258,7 +234,7 @@ def _hvp(
     vparams: Any,
     key_mask: Any,
     *,
-    spec: NonLocalSpec,
+    spec: Spec,
     training: bool,
     method: str,
 ) -> Any:
@@ -287,7 +263,7 @@ def _op_vjp(arrays: Params, key_mask: Any, dy: Any, *, options: Options) -> Any:
     return jax.vjp(lambda arrays: _op({**arrays, "key_mask": key_mask}, options=options), arrays)[1](dy)[0]
 
 
-def _block(spec: NonLocalSpec, params: Params, *, training: bool = False, **options: Any) -> NonLocalBlock:
+def _block(spec: Spec, params: Params, *, training: bool = False, **options: Any) -> NonLocalBlock:
     """Return a block with these parameters, in their dtype."""
     param_dtype = next((a.dtype for a in params.values()), np.dtype("float32"))
     block = nnx.clone(_new_block(spec, param_dtype, tuple(options.items())))
@@ -297,7 +273,7 @@ def _block(spec: NonLocalSpec, params: Params, *, training: bool = False, **opti
 
 
 @functools.lru_cache(maxsize=32)
-def _new_block(spec: NonLocalSpec, param_dtype: Any, options: Options) -> NonLocalBlock:
+def _new_block(spec: Spec, param_dtype: Any, options: Options) -> NonLocalBlock:
     """Return a block to copy: JAX compiles what draws its parameters, op by op."""
     return NonLocalBlock.from_spec(spec, rngs=nnx.Rngs(0), param_dtype=param_dtype, **dict(options))
 

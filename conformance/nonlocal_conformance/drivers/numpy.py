@@ -9,6 +9,7 @@ import numpy as np
 
 import nonlocal_core as nlc
 from nonlocal_conformance.capabilities import BACKENDS
+from nonlocal_conformance.driver import Array, Mask, Params, Spec
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_core import NonLocalSpec
 from nonlocal_core.planning import METHODS
@@ -16,8 +17,6 @@ from nonlocal_core.spec.parameters import check_params
 
 __all__ = ["NumpyDriver"]
 
-Array = np.ndarray[Any, Any]
-Params = dict[str, Array]
 T = TypeVar("T")
 
 
@@ -40,10 +39,10 @@ class NumpyDriver:
 
     def block(
         self,
-        spec: NonLocalSpec,
+        spec: Spec,
         params: Params,
         x: Array,
-        key_mask: Array | None = None,
+        key_mask: Mask = None,
         *,
         training: bool = False,
         method: str = "auto",
@@ -57,7 +56,7 @@ class NumpyDriver:
         return z, {name: params[name] for name in ("norm.mean", "norm.variance")}
 
     def steps(
-        self, spec: NonLocalSpec, params: Params, inputs: Sequence[Array], *, training: bool = False
+        self, spec: Spec, params: Params, inputs: Sequence[Array], *, training: bool = False
     ) -> list[tuple[Array, Params]]:
         """Call one block on each input in turn."""
         results = []
@@ -69,11 +68,11 @@ class NumpyDriver:
 
     def vjp(
         self,
-        spec: NonLocalSpec,
+        spec: Spec,
         params: Params,
         x: Array,
         dz: Array,
-        key_mask: Array | None = None,
+        key_mask: Mask = None,
         *,
         training: bool = False,
         method: str = "auto",
@@ -82,15 +81,7 @@ class NumpyDriver:
         return nlc.nonlocal_block_vjp(x, params, spec, dz, key_mask, training, method=method)
 
     def train(
-        self,
-        spec: NonLocalSpec,
-        params: Params,
-        x: Array,
-        target: Array,
-        key_mask: Array | None = None,
-        *,
-        steps: int,
-        rate: float,
+        self, spec: Spec, params: Params, x: Array, target: Array, key_mask: Mask = None, *, steps: int, rate: float
     ) -> tuple[list[float], Params]:
         """Return the losses, mean squares of z - target, and the parameters of plain SGD in training mode."""
         losses = []
@@ -111,27 +102,20 @@ class NumpyDriver:
         """Return the gradients of the operation alone."""
         return nlc.nonlocal_op_vjp(theta, phi, g, dy, **options)
 
-    def attention(
-        self,
-        spec: NonLocalSpec,
-        params: Params,
-        x: Array,
-        positions: Any = None,
-        key_mask: Array | None = None,
-    ) -> Array:
+    def attention(self, spec: Spec, params: Params, x: Array, positions: Any = None, key_mask: Mask = None) -> Array:
         """Return rows of the weights."""
         return nlc.attention(x, params, spec, positions, key_mask)
 
-    def export(self, spec: NonLocalSpec, params: Params) -> Params:
+    def export(self, spec: Spec, params: Params) -> Params:
         """Take parameters in and give them out again."""
         check_params(params, spec)
         return {name: array.copy() for name, array in params.items()}
 
-    def rebuilt(self, spec: NonLocalSpec) -> NonLocalSpec:
+    def rebuilt(self, spec: Spec) -> Spec:
         """Return the spec as its JSON text gives it back."""
         return NonLocalSpec.from_json(spec.to_json())
 
-    def initial(self, spec: NonLocalSpec, seed: int = 0) -> Params:
+    def initial(self, spec: Spec, seed: int = 0) -> Params:
         """Return the parameters of a new block."""
         return nlc.init_params(spec, np.random.default_rng(seed))
 

@@ -12,16 +12,14 @@ import numpy as np
 import tensorflow as tf
 
 from nonlocal_conformance.capabilities import BACKENDS
+from nonlocal_conformance.driver import Array, Mask, Params, Spec
 from nonlocal_conformance.memory import peak_resident
-from nonlocal_core import NonLocalSpec
 from nonlocal_core.planning import METHODS
 from nonlocal_core.spec.parameters import STATISTICS
 from nonlocal_tensorflow import NonLocalBlock, nonlocal_op
 
 __all__ = ["TensorflowDriver"]
 
-Array = np.ndarray[Any, Any]
-Params = dict[str, Array]
 T = TypeVar("T")
 
 _DEVICES = {"cpu": "CPU", "cuda": "GPU", "gpu": "GPU"}
@@ -50,10 +48,10 @@ class TensorflowDriver:
 
     def block(
         self,
-        spec: NonLocalSpec,
+        spec: Spec,
         params: Params,
         x: Array,
-        key_mask: Array | None = None,
+        key_mask: Mask = None,
         *,
         training: bool = False,
         method: str = "auto",
@@ -65,7 +63,7 @@ class TensorflowDriver:
             return z.numpy(), _statistics(block)
 
     def steps(
-        self, spec: NonLocalSpec, params: Params, inputs: Sequence[Array], *, training: bool = False
+        self, spec: Spec, params: Params, inputs: Sequence[Array], *, training: bool = False
     ) -> list[tuple[Array, Params]]:
         """Call one block on each input in turn."""
         with self._scope():
@@ -74,11 +72,11 @@ class TensorflowDriver:
 
     def vjp(
         self,
-        spec: NonLocalSpec,
+        spec: Spec,
         params: Params,
         x: Array,
         dz: Array,
-        key_mask: Array | None = None,
+        key_mask: Mask = None,
         *,
         training: bool = False,
         method: str = "auto",
@@ -94,13 +92,13 @@ class TensorflowDriver:
 
     def hvp(
         self,
-        spec: NonLocalSpec,
+        spec: Spec,
         params: Params,
         x: Array,
         dz: Array,
         vx: Array,
         vparams: Params,
-        key_mask: Array | None = None,
+        key_mask: Mask = None,
         *,
         training: bool = False,
         method: str = "auto",
@@ -122,15 +120,7 @@ class TensorflowDriver:
             return hx.numpy(), {name: h.numpy() for name, h in hparams.items()}
 
     def train(
-        self,
-        spec: NonLocalSpec,
-        params: Params,
-        x: Array,
-        target: Array,
-        key_mask: Array | None = None,
-        *,
-        steps: int,
-        rate: float,
+        self, spec: Spec, params: Params, x: Array, target: Array, key_mask: Mask = None, *, steps: int, rate: float
     ) -> tuple[list[float], Params]:
         """Return the losses, mean squares of z - target, and the parameters of plain SGD in training mode."""
         with self._scope():
@@ -160,29 +150,22 @@ class TensorflowDriver:
                 y = nonlocal_op(**leaves, **_options(options))
             return {name: d.numpy() for name, d in tape.gradient(y, leaves, tf.constant(dy)).items()}
 
-    def attention(
-        self,
-        spec: NonLocalSpec,
-        params: Params,
-        x: Array,
-        positions: Any = None,
-        key_mask: Array | None = None,
-    ) -> Array:
+    def attention(self, spec: Spec, params: Params, x: Array, positions: Any = None, key_mask: Mask = None) -> Array:
         """Return rows of the weights."""
         with self._scope():
             return _block(spec, params, x.dtype).attention(tf.constant(x), positions, _mask(key_mask)).numpy()
 
-    def export(self, spec: NonLocalSpec, params: Params) -> Params:
+    def export(self, spec: Spec, params: Params) -> Params:
         """Take parameters in and give them out again."""
         dtype = next(iter(params.values())).dtype if params else np.dtype("float32")
         with self._scope():
             return _block(spec, params, dtype).export_params()
 
-    def rebuilt(self, spec: NonLocalSpec) -> NonLocalSpec:
+    def rebuilt(self, spec: Spec) -> Spec:
         """Return the spec of a layer that was made from the config of another."""
         return NonLocalBlock.from_config(NonLocalBlock.from_spec(spec).get_config()).spec
 
-    def initial(self, spec: NonLocalSpec, seed: int = 0) -> Params:
+    def initial(self, spec: Spec, seed: int = 0) -> Params:
         """Return the parameters of a new block."""
         state = random.getstate()
         random.seed(seed)  # where the initializers of Keras take their seeds
@@ -194,10 +177,10 @@ class TensorflowDriver:
 
     def compiled(
         self,
-        spec: NonLocalSpec,
+        spec: Spec,
         params: Params,
         x: Array,
-        key_mask: Array | None = None,
+        key_mask: Mask = None,
         *,
         training: bool = False,
         method: str = "auto",
@@ -209,14 +192,7 @@ class TensorflowDriver:
             return call(tf.constant(x), _mask(key_mask)).numpy()
 
     def mixed(
-        self,
-        spec: NonLocalSpec,
-        params: Params,
-        x: Array,
-        dtype: str,
-        key_mask: Array | None = None,
-        *,
-        method: str = "auto",
+        self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None, *, method: str = "auto"
     ) -> Array:
         """Return the output under a policy of mixed precision, for an input that Keras leaves in its own dtype."""
         with self._scope():
@@ -249,9 +225,7 @@ class TensorflowDriver:
                 keras.config.enable_traceback_filtering()
 
 
-def _block(
-    spec: NonLocalSpec, params: Params, dtype: Any, *, method: str = "auto", autocast: bool = True
-) -> NonLocalBlock:
+def _block(spec: Spec, params: Params, dtype: Any, *, method: str = "auto", autocast: bool = True) -> NonLocalBlock:
     policy = dtype if isinstance(dtype, str) or np.issubdtype(dtype, np.floating) else "float32"
     block = NonLocalBlock.from_spec(
         spec, method=method, data_format="channels_last", dtype=str(policy), autocast=autocast
@@ -260,7 +234,7 @@ def _block(
     return block
 
 
-def _mask(key_mask: Array | None) -> tf.Tensor | None:
+def _mask(key_mask: Mask) -> tf.Tensor | None:
     return None if key_mask is None else tf.constant(key_mask)
 
 

@@ -13,15 +13,13 @@ import torch
 from torch.nn import functional
 
 from nonlocal_conformance.capabilities import BACKENDS
+from nonlocal_conformance.driver import Array, Mask, Params, Spec
 from nonlocal_conformance.memory import peak_resident
-from nonlocal_core import NonLocalSpec
 from nonlocal_core.planning import METHODS
 from nonlocal_torch import NonLocalBlock, nonlocal_op
 
 __all__ = ["TorchDriver"]
 
-Array = np.ndarray[Any, Any]
-Params = dict[str, Array]
 T = TypeVar("T")
 
 _STATISTICS = ("norm.mean", "norm.variance")
@@ -52,10 +50,10 @@ class TorchDriver:
 
     def block(
         self,
-        spec: NonLocalSpec,
+        spec: Spec,
         params: Params,
         x: Array,
-        key_mask: Array | None = None,
+        key_mask: Mask = None,
         *,
         training: bool = False,
         method: str = "auto",
@@ -67,7 +65,7 @@ class TorchDriver:
         return _output(z), _statistics(block)
 
     def steps(
-        self, spec: NonLocalSpec, params: Params, inputs: Sequence[Array], *, training: bool = False
+        self, spec: Spec, params: Params, inputs: Sequence[Array], *, training: bool = False
     ) -> list[tuple[Array, Params]]:
         """Call one block on each input in turn."""
         block = self._block(spec, params, inputs[0].dtype, training=training)
@@ -75,11 +73,11 @@ class TorchDriver:
 
     def vjp(
         self,
-        spec: NonLocalSpec,
+        spec: Spec,
         params: Params,
         x: Array,
         dz: Array,
-        key_mask: Array | None = None,
+        key_mask: Mask = None,
         *,
         training: bool = False,
         method: str = "auto",
@@ -92,13 +90,13 @@ class TorchDriver:
 
     def hvp(
         self,
-        spec: NonLocalSpec,
+        spec: Spec,
         params: Params,
         x: Array,
         dz: Array,
         vx: Array,
         vparams: Params,
-        key_mask: Array | None = None,
+        key_mask: Mask = None,
         *,
         training: bool = False,
         method: str = "auto",
@@ -116,15 +114,7 @@ class TorchDriver:
         return _output(second[0]), {name: _numpy(d) for name, d in zip(names, second[1:], strict=True)}
 
     def train(
-        self,
-        spec: NonLocalSpec,
-        params: Params,
-        x: Array,
-        target: Array,
-        key_mask: Array | None = None,
-        *,
-        steps: int,
-        rate: float,
+        self, spec: Spec, params: Params, x: Array, target: Array, key_mask: Mask = None, *, steps: int, rate: float
     ) -> tuple[list[float], Params]:
         """Return the losses, mean squares of z - target, and the parameters of plain SGD in training mode."""
         block = self._block(spec, params, x.dtype, training=True)
@@ -150,29 +140,22 @@ class TorchDriver:
         torch.autograd.backward(nonlocal_op(**leaves, **self._options(options)), self._tensor(dy))
         return {name: _numpy(leaf.grad) for name, leaf in leaves.items()}
 
-    def attention(
-        self,
-        spec: NonLocalSpec,
-        params: Params,
-        x: Array,
-        positions: Any = None,
-        key_mask: Array | None = None,
-    ) -> Array:
+    def attention(self, spec: Spec, params: Params, x: Array, positions: Any = None, key_mask: Mask = None) -> Array:
         """Return rows of the weights."""
         block = self._block(spec, params, x.dtype)
         return _numpy(block.attention(self._input(x), positions, self._mask(key_mask)))
 
-    def export(self, spec: NonLocalSpec, params: Params) -> Params:
+    def export(self, spec: Spec, params: Params) -> Params:
         """Take parameters in and give them out again."""
         dtype = next(iter(params.values())).dtype if params else np.dtype("float32")
         return self._block(spec, params, dtype).export_params()
 
-    def rebuilt(self, spec: NonLocalSpec) -> NonLocalSpec:
+    def rebuilt(self, spec: Spec) -> Spec:
         """Return the spec of a block that was pickled."""
         block: NonLocalBlock = pickle.loads(pickle.dumps(NonLocalBlock.from_spec(spec)))  # noqa: S301 - our own bytes
         return block.spec
 
-    def initial(self, spec: NonLocalSpec, seed: int = 0) -> Params:
+    def initial(self, spec: Spec, seed: int = 0) -> Params:
         """Return the parameters of a new block."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -180,10 +163,10 @@ class TorchDriver:
 
     def compiled(
         self,
-        spec: NonLocalSpec,
+        spec: Spec,
         params: Params,
         x: Array,
-        key_mask: Array | None = None,
+        key_mask: Mask = None,
         *,
         training: bool = False,
         method: str = "auto",
@@ -200,23 +183,14 @@ class TorchDriver:
             return _output(block(self._input(x), self._mask(key_mask)).detach())
 
     def mixed(
-        self,
-        spec: NonLocalSpec,
-        params: Params,
-        x: Array,
-        dtype: str,
-        key_mask: Array | None = None,
-        *,
-        method: str = "auto",
+        self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None, *, method: str = "auto"
     ) -> Array:
         """Return the output under autocast."""
         block = self._block(spec, params, x.dtype, method=method)
         with torch.no_grad(), torch.autocast(torch.device(self.device).type, getattr(torch, dtype)):
             return _output(block(self._input(x), self._mask(key_mask)))
 
-    def layouts(
-        self, spec: NonLocalSpec, params: Params, x: Array, key_mask: Array | None = None
-    ) -> dict[str, tuple[Array, bool]]:
+    def layouts(self, spec: Spec, params: Params, x: Array, key_mask: Mask = None) -> dict[str, tuple[Array, bool]]:
         """Return the output for each memory layout of the input, and whether it has the same layout."""
         block, mask = self._block(spec, params, x.dtype), self._mask(key_mask)
         plain = self._input(x).contiguous()
@@ -248,7 +222,7 @@ class TorchDriver:
         return result, torch.cuda.max_memory_allocated(self.device) - before
 
     def _block(
-        self, spec: NonLocalSpec, params: Params, dtype: Any, *, training: bool = False, method: str = "auto"
+        self, spec: Spec, params: Params, dtype: Any, *, training: bool = False, method: str = "auto"
     ) -> NonLocalBlock:
         kind = getattr(torch, dtype.name if np.issubdtype(dtype, np.floating) else "float32")
         block = NonLocalBlock.from_spec(spec, method=method, device=self.device, dtype=kind)
@@ -264,7 +238,7 @@ class TorchDriver:
     def _input(self, a: Array) -> torch.Tensor:
         return self._tensor(a).movedim(-1, 1)
 
-    def _mask(self, key_mask: Array | None) -> torch.Tensor | None:
+    def _mask(self, key_mask: Mask) -> torch.Tensor | None:
         return None if key_mask is None else self._tensor(key_mask)
 
     def _options(self, options: dict[str, Any]) -> dict[str, Any]:

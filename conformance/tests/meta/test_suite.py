@@ -1,12 +1,15 @@
 """The suite itself: its cases, its assertions, its drivers, and the three ways to run it."""
 
 import collections
+import inspect
 import itertools
 import math
 from importlib.metadata import entry_points
+from typing import Protocol
 
 import numpy as np
 import pytest
+from textbook import Textbook
 
 import nonlocal_core as nlc
 from nonlocal_conformance import (
@@ -16,6 +19,7 @@ from nonlocal_conformance import (
     Unsupported,
     assertions,
     cases,
+    driver,
     loader,
     memory,
     parametrize_with_checks,
@@ -28,7 +32,11 @@ from nonlocal_core.commands import program
 
 pytest_plugins = ["pytester"]
 
-DRIVERS = [pytest.param(driver, id=driver.name) for driver in loader.available()[0]]
+DRIVERS = [pytest.param(one, id=one.name) for one in loader.available()[0]]
+PROTOCOLS = [kind for kind in vars(driver).values() if getattr(kind, "_is_protocol", False) and kind is not Protocol]
+METHODS = {
+    name: method for kind in PROTOCOLS for name, method in vars(kind).items() if name in {"block", *CAPABILITIES}
+}
 EVERY_CASE = [pytest.param(case, id=case.name) for case in CASES.values()]
 
 
@@ -69,6 +77,21 @@ def outcomes(results):
 
 
 # run_checks
+
+
+@pytest.mark.parametrize("capability", sorted(CAPABILITIES.keys() - {"large", "functions", "errors"}))
+def test_a_capability_has_a_protocol(capability):
+    assert capability in METHODS
+
+
+@pytest.mark.parametrize("one", [*DRIVERS, pytest.param(Textbook(), id="textbook")])
+def test_the_methods_of_a_driver_have_the_arguments_of_the_protocols(one):
+    for name in {"block", *one.capabilities} & METHODS.keys():
+        found, wanted = (
+            [(p.name, p.kind, p.default) for p in inspect.signature(method).parameters.values()]
+            for method in (getattr(type(one), name), METHODS[name])
+        )
+        assert found == wanted, name
 
 
 def test_a_run_returns_one_result_for_each_check_in_their_order():

@@ -1,0 +1,217 @@
+"""What the suite asks of an implementation: a driver, a class whose methods take and return NumPy arrays.
+
+Arrays are channels last, `(B, S1..Sk, C)`, and parameters have their canonical names (`nonlocal_core.param_shapes`).
+Every driver has what `Driver` has. It has what another protocol has if it names the capability, which is that of the
+method. It raises `nonlocal_conformance.registry.Unsupported` for a spec that its implementation cannot express.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from nonlocal_core import NonLocalSpec
+
+__all__ = [
+    "Array",
+    "Attention",
+    "Compiled",
+    "Driver",
+    "Export",
+    "Gradients",
+    "Initial",
+    "Layouts",
+    "Mask",
+    "Memory",
+    "Mixed",
+    "Operation",
+    "OperationGradients",
+    "Params",
+    "Rebuilt",
+    "SecondDerivatives",
+    "Spec",
+    "Steps",
+    "Training",
+]
+
+Array = np.ndarray[Any, Any]
+Mask = Array | None
+Params = dict[str, Array]
+Spec = NonLocalSpec
+T = TypeVar("T")
+
+
+class Driver(Protocol):
+    """An implementation on one device; the constructor takes `device="cpu"`.
+
+    The constructor raises `ImportError` where the framework is missing and `ValueError` for a device that is not there.
+    A driver whose implementation can express few of the suite's cases has an attribute `cases` with a tuple of its own;
+    every check then chooses among those. One with `is_reference = True` is the reference itself, on which the checks
+    that would compare it with itself do not run.
+    """
+
+    name: str
+    """For the report; and so are `version` and `device`."""
+    version: str
+    device: str
+    dtypes: Sequence[str]
+    """The names of the dtypes in which it computes, such as `("float64", "float32")`."""
+    methods: Sequence[str]
+    """The values of `method` that it knows."""
+    capabilities: AbstractSet[str]
+    """Which of `nonlocal_conformance.capabilities.CAPABILITIES` it has."""
+    unbiased: bool
+    """Whether its running variance is the unbiased one."""
+
+    def block(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        key_mask: Mask = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> tuple[Array, Params]:
+        """Return z, and `norm.mean` and `norm.variance` after the call, or nothing without batch norm."""
+
+
+class Gradients(Protocol):
+    """The capability "vjp"."""
+
+    def vjp(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        key_mask: Mask = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> tuple[Array, Params]:
+        """Return the gradients of the input and of every parameter, from that of z."""
+
+
+class SecondDerivatives(Protocol):
+    """The capability "hvp"."""
+
+    def hvp(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        vx: Array,
+        vparams: Params,
+        key_mask: Mask = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> tuple[Array, Params]:
+        """Return the gradients of the inner product of what `vjp` gives with `vx` and `vparams`."""
+
+
+class Operation(Protocol):
+    """The capability "op"."""
+
+    def op(self, theta: Array, phi: Array, g: Array, **options: Any) -> Array:
+        """Return y; the options are those of `nonlocal_core.nonlocal_op`."""
+
+
+class OperationGradients(Protocol):
+    """The capability "op_vjp"."""
+
+    def op_vjp(self, theta: Array, phi: Array, g: Array, dy: Array, **options: Any) -> Params:
+        """Return the gradients of the arrays, as `nonlocal_core.nonlocal_op_vjp` names them."""
+
+
+class Attention(Protocol):
+    """The capability "attention"."""
+
+    def attention(self, spec: Spec, params: Params, x: Array, positions: Any = None, key_mask: Mask = None) -> Array:
+        """Return rows of the weights, `(B, Q, M)`."""
+
+
+class Export(Protocol):
+    """The capability "export"."""
+
+    def export(self, spec: Spec, params: Params) -> Params:
+        """Return parameters after a block has taken them in and given them out."""
+
+
+class Rebuilt(Protocol):
+    """The capability "rebuilt"."""
+
+    def rebuilt(self, spec: Spec) -> Spec:
+        """Return the spec of a block made anew from its own description: a config, a pickle."""
+
+
+class Initial(Protocol):
+    """The capability "initial"."""
+
+    def initial(self, spec: Spec, seed: int = 0) -> Params:
+        """Return the parameters of a new block, drawn from the seed."""
+
+
+class Training(Protocol):
+    """The capability "train"."""
+
+    def train(
+        self, spec: Spec, params: Params, x: Array, target: Array, key_mask: Mask = None, *, steps: int, rate: float
+    ) -> tuple[list[float], Params]:
+        """Return the losses, mean squares of z - target, and the parameters of plain SGD in training mode."""
+
+
+class Steps(Protocol):
+    """The capability "steps"."""
+
+    def steps(
+        self, spec: Spec, params: Params, inputs: Sequence[Array], *, training: bool = False
+    ) -> list[tuple[Array, Params]]:
+        """Return what `block` returns for each input in turn, from one block."""
+
+
+class Compiled(Protocol):
+    """The capability "compiled"."""
+
+    def compiled(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        key_mask: Mask = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> Array:
+        """Return z of the block as its framework compiles it."""
+
+
+class Mixed(Protocol):
+    """The capability "mixed"."""
+
+    mixed_dtypes: Sequence[str]
+    """`("bfloat16", "float16")`, or one of them."""
+
+    def mixed(
+        self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None, *, method: str = "auto"
+    ) -> Array:
+        """Return z with float32 parameters and operands in `dtype`."""
+
+
+class Layouts(Protocol):
+    """The capability "layouts"."""
+
+    def layouts(self, spec: Spec, params: Params, x: Array, key_mask: Mask = None) -> dict[str, tuple[Array, bool]]:
+        """Return z for each memory layout of the input, by its name, and whether it has the same layout."""
+
+
+class Memory(Protocol):
+    """The capability "peak_memory"."""
+
+    def peak_memory(self, call: Callable[[], T]) -> tuple[T, int | None]:
+        """Return the result of a call and its peak extra memory in bytes, None where that cannot be seen."""
