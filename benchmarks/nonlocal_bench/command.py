@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nonlocal_bench.results import Run, load
-from nonlocal_core.commands.program import UsageError, need
+from nonlocal_core.commands.usage import UsageError, need
 from nonlocal_core.files.atomic_write import replace_file
 
 __all__ = ["add_parser"]

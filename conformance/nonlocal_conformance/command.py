@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nonlocal_conformance import loader, suite
-from nonlocal_core.commands.program import UsageError
+from nonlocal_core.commands.usage import UsageError
 
 __all__ = ["add_parser"]
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Collection
 from typing import Any
 
-from nonlocal_core.commands.program import UsageError, need, option
+from nonlocal_core.commands.usage import UsageError, need, option
 from nonlocal_core.costs.model import DIMENSIONS, DTYPES, Cost, cost
 from nonlocal_core.geometry import SPACES
 from nonlocal_core.spec import NonLocalSpec

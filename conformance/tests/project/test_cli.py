@@ -8,7 +8,7 @@ import pytest
 
 import nonlocal_core
 from nonlocal_conformance import loader
-from nonlocal_core.commands import program
+from nonlocal_core.commands import program, usage
 
 EXTRAS = {"PIL", "matplotlib", "rich", "skimage"}
 
@@ -50,7 +50,7 @@ def interrupt(_args):
 
 def complain(_args):
     message = "argument --tea: must be hot"
-    raise program.UsageError(message)
+    raise usage.UsageError(message)
 
 
 def test_the_version_is_that_of_the_package(capsys):
@@ -125,8 +125,8 @@ def test_a_command_that_cannot_be_loaded_spoils_no_other(address, commands, caps
 
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
-    with pytest.raises(program.UsageError, match=r"needs 'rich': pip install \"nonlocal-core\[demo\]\""):
-        program.need("demo", "json", "rich")
+    with pytest.raises(usage.UsageError, match=r"needs 'rich': pip install \"nonlocal-core\[demo\]\""):
+        usage.need("demo", "json", "rich")
 
 
 # Backends

@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 BACKENDS = ROOT / "backends"
 SUITE = ROOT / "conformance" / "nonlocal_conformance"
+CORE = ROOT / "nonlocal_core"
 
 FRAMEWORKS = {
     "nonlocal_torch": {"torch"},
@@ -94,9 +96,105 @@ def test_the_look_at_an_adapter_finds_a_foreign_import(source, found):
     assert forbidden_to_adapter(source, "nonlocal_torch") == found
 
 
-@pytest.mark.parametrize("path", modules(ROOT / "nonlocal_core"))
+@pytest.mark.parametrize("path", modules(CORE))
 def test_the_core_names_no_framework(path):
     assert imported(path.read_text(encoding="utf-8")) & FOREIGN == set()
+
+
+FLOORS = (
+    {"errors"},
+    {"arguments", "geometry"},
+    {"planning"},
+    {"spec"},
+    {"reference", "costs"},
+    {"files"},
+    {"networks"},
+    {"plots"},
+    {"commands"},
+)
+"""The rooms of the core, each of which imports from the floors below it alone."""
+
+
+def stands_on(source):
+    """Return the rooms of the core from which a module imports."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    names = {f"{node.module}.{alias.name}" for node in nodes for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("nonlocal_core.")} & set().union(*FLOORS)
+
+
+def above(source, room):
+    """Return the rooms on its own floor or above it from which a module of a room imports."""
+    floor = next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+    return stands_on(source) - set().union(*FLOORS[:floor]) - {room}
+
+
+def test_every_room_of_the_core_has_its_floor():
+    rooms = {path.stem for path in CORE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert rooms - {"__init__"} == set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("path", modules(CORE))
+def test_a_room_of_the_core_stands_on_those_below_it(path):
+    room = path.relative_to(CORE).parts[0].removesuffix(".py")
+    if room != "__init__":
+        assert above(path.read_text(encoding="utf-8"), room) == set()
+
+
+@pytest.mark.parametrize(
+    ("room", "source", "found"),
+    [
+        ("reference", "from nonlocal_core.files.parameters import save_params", {"files"}),
+        ("spec", "def f():\n    from nonlocal_core import reference", {"reference"}),
+        ("geometry", "from nonlocal_core.arguments import Size", {"arguments"}),
+        ("files", "from nonlocal_core.reference.block import pool\nfrom nonlocal_core import NonLocalSpec", set()),
+    ],
+)
+def test_the_look_at_a_room_finds_an_import_from_above(room, source, found):
+    assert above(source, room) == found
+
+
+def circle(edges):
+    """Return the modules that import each other in a loop: what is left when those that import none are taken away."""
+    edges = {name: set(found) & edges.keys() for name, found in edges.items()}
+    while free := {name for name, found in edges.items() if not found}:
+        edges = {name: found - free for name, found in edges.items() if name not in free}
+    return set(edges)
+
+
+def imports_of_the_house():
+    """Return from each module of the wheel the modules that it imports, and loads by an entry point."""
+    roots = {"nonlocal_core": ROOT, "nonlocal_conformance": SUITE.parent, "nonlocal_bench": ROOT / "benchmarks"}
+    roots |= dict.fromkeys(ADAPTERS, BACKENDS)
+    paths = {
+        ".".join(path.relative_to(root).with_suffix("").parts): path
+        for name, root in roots.items()
+        for path in (root / name).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    edges = {}
+    for name, path in paths.items():
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        found = {
+            f"{node.module}.{alias.name}." for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
+        }
+        edges[name] = {other for other in paths if any(one.startswith(f"{other}.") for one in found)}
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
+    for name, group in (("nonlocal_core.commands.program", "commands"), ("nonlocal_conformance.loader", "backends")):
+        edges[name] |= {value.partition(":")[0] for value in groups[f"nonlocal_core.{group}"].values()}
+    return edges
+
+
+def test_no_modules_import_each_other_in_a_loop_entry_points_counted():
+    edges = imports_of_the_house()
+    assert "nonlocal_conformance.drivers.torch" in edges["nonlocal_conformance.loader"]
+    assert "nonlocal_core.spec.block" in edges["nonlocal_core.spec.form"]
+    assert circle(edges) == set()
+
+
+def test_the_look_for_a_loop_finds_one():
+    edges = imports_of_the_house()
+    edges["nonlocal_core.geometry"] |= {"nonlocal_core.commands.program"}
+    assert {"nonlocal_core.geometry", "nonlocal_core.commands.program"} <= circle(edges)
 
 
 @pytest.mark.parametrize("path", modules(SUITE))

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import nonlocal_core
+
 ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -44,3 +46,8 @@ def test_the_workflow_runs_each_python_that_the_readme_names():
 def test_the_workflow_runs_each_target_of_the_makefile(target):
     workflow = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")
     assert re.search(rf"run: make {target}[ }}]", workflow)
+
+
+def test_what_is_cited_is_this_version():
+    cited = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.+)$", cited, re.MULTILINE)[1] == nonlocal_core.__version__

@@ -18,7 +18,7 @@ from nonlocal_core.commands.demo.comparison import best_window, whole_picture
 from nonlocal_core.commands.demo.denoise import default_strength, estimate_noise, operands, pixel_weights, psnr
 from nonlocal_core.commands.demo.measurement import NOTE, REFERENCE, SAMPLE, Row, measured, table_of
 from nonlocal_core.commands.demo.picture import Panel, built_in, draw, read, strong_edge
-from nonlocal_core.commands.program import UsageError, need, option
+from nonlocal_core.commands.usage import UsageError, need, option
 from nonlocal_core.files.atomic_write import replace_file
 
 __all__ = ["add_parser"]
