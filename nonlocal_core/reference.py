@@ -369,15 +369,21 @@ def check_block(
 ) -> None:
     """Check the arguments of a block."""
     check_array("x", x)
-    if not isinstance(spec, NonLocalSpec):
-        raise fail_type("spec", "be a NonLocalSpec", spec)
+    check_spec(spec)
     check_method(method, spec.pairwise)
     check_arrays(spec, x.shape, x, key_mask, training=training)
     check_params(params, spec)
 
 
+def check_spec(spec: Any) -> None:
+    """Check that an argument is a spec."""
+    if not isinstance(spec, NonLocalSpec):
+        raise fail_type("spec", "be a NonLocalSpec", spec)
+
+
 def check_statistics(spec: NonLocalSpec) -> None:
     """Check that a block has running statistics."""
+    check_spec(spec)
     if spec.norm != "batch":
         message = f"`spec` must have norm 'batch' to have statistics. Got norm {spec.norm!r}."
         raise ValueError(message)
