@@ -7,6 +7,7 @@ definition. Nothing is written in place. The matrix of weights exists for one bl
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -162,7 +163,7 @@ def attention(x: Array, params: Params, spec: NonLocalSpec, positions: Any = Non
     phi, _, valid = keys_of(wide, weights, spec, sets, key_mask)
     phi, valid = (uncut(xp, a, sets) for a in (phi, valid[..., None]))
     query_set, key_set = set_numbers(xp, sets, device(x))
-    same = xp.take(query_set, chosen, axis=0)[:, None] == key_set[None, :]
+    same = xp.take(query_set, chosen)[:, None] == key_set[None, :]
     return narrowed(weights_of(theta, phi, form_of(spec, weights), same[None, :, :] & valid.mT), x)
 
 
@@ -260,10 +261,10 @@ def uncut(xp: Any, a: Array, sets: Sets) -> Array:
 def windows_of(xp: Any, a: Array, sets: Sets) -> Array:
     """Return the pooling windows of `(B', *inner, C)` as `(B', M, K, C)`; a remainder is dropped."""
     rank, window = len(sets.inner), sets.window or (1,) * len(sets.inner)
-    for axis, (size, length) in enumerate(zip(sets.key_sizes, window, strict=True), start=1):
-        a = a[(slice(None),) * axis + (slice(0, size * length), ...)]
-    pairs = [size for pair in zip(sets.key_sizes, window, strict=True) for size in pair]
-    a = xp.reshape(a, (a.shape[0], *pairs, a.shape[-1]))
+    pairs = list(zip(sets.key_sizes, window, strict=True))
+    for axis, (size, length) in enumerate(pairs, start=1):
+        a = a[(slice(None),) * axis + (slice(size * length), ...)]
+    a = xp.reshape(a, (a.shape[0], *itertools.chain(*pairs), a.shape[-1]))
     a = xp.permute_dims(a, (0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1))
     return xp.reshape(a, (a.shape[0], sets.keys, math.prod(window), a.shape[-1]))
 
