@@ -6,6 +6,7 @@ The functions take `xp`, the namespace of an array library that follows the arra
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -111,10 +112,10 @@ def uncut(xp: Any, a: Array, sets: Sets) -> Array:
 def windows_of(xp: Any, a: Array, sets: Sets) -> Array:
     """Return the pooling windows of `(B', *inner, C)` as `(B', M, K, C)`; a remainder is dropped."""
     rank, window = len(sets.inner), sets.window or (1,) * len(sets.inner)
-    for axis, (size, length) in enumerate(zip(sets.key_sizes, window, strict=True), start=1):
-        a = a[(slice(None),) * axis + (slice(0, size * length), ...)]
-    pairs = [size for pair in zip(sets.key_sizes, window, strict=True) for size in pair]
-    a = xp.reshape(a, (a.shape[0], *pairs, a.shape[-1]))
+    pairs = list(zip(sets.key_sizes, window, strict=True))
+    for axis, (size, length) in enumerate(pairs, start=1):
+        a = a[(slice(None),) * axis + (slice(size * length), ...)]
+    a = xp.reshape(a, (a.shape[0], *itertools.chain(*pairs), a.shape[-1]))
     a = xp.permute_dims(a, (0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1))
     return xp.reshape(a, (a.shape[0], sets.keys, math.prod(window), a.shape[-1]))
 

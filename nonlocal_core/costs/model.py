@@ -11,6 +11,7 @@ from nonlocal_core.costs.steps import INDICES, WIDE, Step, backward, forward, gr
 from nonlocal_core.errors import fail_type, fail_value
 from nonlocal_core.planning import exact_method
 from nonlocal_core.spec import NonLocalSpec
+from nonlocal_core.spec.calls import check_spec
 from nonlocal_core.spec.parameters import STATISTICS, param_shapes
 
 __all__ = ["DIMENSIONS", "DTYPES", "Cost", "MethodCost", "cost"]
@@ -104,8 +105,7 @@ def cost(spec: NonLocalSpec, shape: Sequence[int], dtype: str = "float32", train
         >>> {name: method.peak_memory for name, method in found.methods.items()}
         {'pairwise': 51380224, 'streamed': 51380224}
     """
-    if not isinstance(spec, NonLocalSpec):
-        raise fail_type("spec", "be a NonLocalSpec", spec)
+    check_spec(spec)
     itemsize = DTYPES[check_choice("dtype", dtype, DTYPES)]
     sizes = _sizes(shape)
     training = check_bool("training", training)

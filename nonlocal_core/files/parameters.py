@@ -13,10 +13,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from nonlocal_core.errors import fail_type
 from nonlocal_core.files.atomic_write import replace_file
 from nonlocal_core.files.conversion import to_numpy
 from nonlocal_core.spec import SPECIFICATION_VERSION, NonLocalSpec
+from nonlocal_core.spec.calls import check_spec
 from nonlocal_core.spec.parameters import check_params, param_shapes
 
 __all__ = ["load_params", "save_params"]
@@ -53,8 +53,7 @@ def save_params(path: str | os.PathLike[str], params: Mapping[str, Any], spec: N
         >>> loaded == spec, params["out.weight"].shape
         (True, (4, 2))
     """
-    if not isinstance(spec, NonLocalSpec):
-        raise fail_type("spec", "be a NonLocalSpec", spec)
+    check_spec(spec)
     content = {"format": _FORMAT, "specification": SPECIFICATION_VERSION, "spec": json.loads(spec.to_json())}
     metadata = {_KEY: json.dumps(content)}
     if isinstance(params, Mapping):

@@ -102,7 +102,7 @@ def attention(x: Array, params: Params, spec: NonLocalSpec, positions: Any = Non
     phi, _, valid = keys_of(wide, weights, spec, sets, key_mask)
     phi, valid = (uncut(xp, a, sets) for a in (phi, valid[..., None]))
     query_set, key_set = set_numbers(xp, sets, device(x))
-    same = xp.take(query_set, chosen, axis=0)[:, None] == key_set[None, :]
+    same = xp.take(query_set, chosen)[:, None] == key_set[None, :]
     return narrowed(weights_of(theta, phi, form_of(spec, weights), same[None, :, :] & valid.mT), x)
 
 

@@ -181,7 +181,7 @@ def _aggregate_vjp(
         total["concat_weight"] = np.zeros_like(form.concat_weight)
     if form.concat_bias is not None:
         total["concat_bias"] = np.zeros_like(form.concat_bias)
-    count = np.maximum(valid.sum(axis=-1), 1)[:, None, None]
+    count = np.maximum(valid.sum(axis=1), 1)[:, None, None]
     for rows in query_chunks(theta, phi, form):
         queries = theta[:, rows]
         weights = weights_of(queries, phi, form, valid[:, None, :])
@@ -262,7 +262,7 @@ def _pool_vjp(a: Array, d: Array, sets: Sets, mask: Array) -> Array:
 
     rank, window = len(sets.inner), sets.window or (1,) * len(sets.inner)
     scattered = scattered.reshape(a.shape[0], *sets.key_sizes, *window, a.shape[-1])
-    order = [axis for pair in zip(range(1, rank + 1), range(rank + 1, 2 * rank + 1), strict=True) for axis in pair]
+    order = [axis for size in range(1, rank + 1) for axis in (size, size + rank)]
     scattered = scattered.transpose(0, *order, 2 * rank + 1)
     covered = [size * length for size, length in zip(sets.key_sizes, window, strict=True)]
     rest = [(0, size - whole) for size, whole in zip(sets.inner_sizes, covered, strict=True)]
@@ -272,7 +272,7 @@ def _pool_vjp(a: Array, d: Array, sets: Sets, mask: Array) -> Array:
 
 def _project_vjp(a: Array, d: Array, params: Params, layer: str) -> tuple[Array, dict[str, Array]]:
     """Return the gradient of `a` and those of the layer, for W a + b on the last axis."""
-    gradients = {f"{layer}.weight": np.einsum("bno,bni->oi", d, a, optimize=True)}
+    gradients = {f"{layer}.weight": np.tensordot(d, a, axes=((0, 1), (0, 1)))}
     if f"{layer}.bias" in params:
         gradients[f"{layer}.bias"] = d.sum(axis=(0, 1))
     return d @ params[f"{layer}.weight"], gradients

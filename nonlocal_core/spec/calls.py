@@ -13,7 +13,7 @@ from nonlocal_core.spec.form import Form
 from nonlocal_core.spec.options import check_pairwise, is_softmax, normal_scale
 from nonlocal_core.spec.parameters import check_params
 
-__all__ = ["check_arrays", "check_block", "check_op", "check_statistics"]
+__all__ = ["check_arrays", "check_block", "check_op", "check_spec", "check_statistics"]
 
 
 def check_op(
@@ -102,15 +102,21 @@ def check_block(
 ) -> None:
     """Check the arguments of a block."""
     check_array("x", x)
-    if not isinstance(spec, NonLocalSpec):
-        raise fail_type("spec", "be a NonLocalSpec", spec)
+    check_spec(spec)
     check_method(method, spec.pairwise)
     check_arrays(spec, x.shape, x, key_mask, training=training)
     check_params(params, spec)
 
 
+def check_spec(spec: Any) -> None:
+    """Check that an argument is a spec."""
+    if not isinstance(spec, NonLocalSpec):
+        raise fail_type("spec", "be a NonLocalSpec", spec)
+
+
 def check_statistics(spec: NonLocalSpec) -> None:
     """Check that a block has running statistics."""
+    check_spec(spec)
     if spec.norm != "batch":
         message = f"`spec` must have norm 'batch' to have statistics. Got norm {spec.norm!r}."
         raise ValueError(message)

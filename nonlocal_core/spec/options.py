@@ -101,7 +101,7 @@ def check_pairwise(pairwise: Any, normalize: Any) -> tuple[str | Callable[[Any, 
         raise fail_type("pairwise", "be a string or a function", pairwise)
     if normalize not in {"softmax", "count"}:
         raise fail_value("normalize", "be 'softmax' or 'count' for a `pairwise` function", repr(normalize))
-    return pairwise, check_choice("normalize", normalize, ("softmax", "count"))
+    return pairwise, "softmax" if normalize == "softmax" else "count"
 
 
 def normal_scale(scale: Any, named: tuple[str, ...] = ("inner", "input")) -> float | str | None:

@@ -171,6 +171,10 @@ CONTRADICTIONS = [
         "`subsample` must have one entry for each of the 3 axes of a video. Got (2,).",
     ),
     (
+        {"axes": "space", "subsample": (2, 2)},
+        "`subsample` must have one entry for each of the 3 axes of a video. Got (2, 2).",
+    ),
+    (
         {"axes": (0, 1), "subsample": (2,)},
         "`axes` must be below the 1 axes that `subsample` names. Got (0, 1).",
     ),
@@ -225,6 +229,12 @@ def test_a_spec_is_frozen():
 def test_the_biases_cannot_be_changed_in_place():
     with pytest.raises(TypeError, match="does not support item assignment"):
         NonLocalSpec(channels=8).bias["g"] = False
+
+
+def test_the_biases_look_like_the_dict_that_makes_them_and_differ_in_their_hash():
+    bias = NonLocalSpec(channels=8, bias={"g": False}).bias
+    assert repr(bias) == "{'theta': True, 'phi': True, 'g': False, 'out': True}"
+    assert hash(bias) != hash(NonLocalSpec(channels=8).bias)
 
 
 # One form
@@ -350,7 +360,7 @@ def test_a_named_form_fixes_its_layers_and_its_weights(pairwise, layers, has_emb
 @pytest.mark.parametrize(("normalize", "is_softmax"), [("softmax", True), ("count", False)])
 def test_a_function_has_an_embedding_and_its_own_weights(normalize, is_softmax):
     spec = NonLocalSpec(channels=8, pairwise=difference, normalize=normalize)
-    assert (spec.layers, spec.is_softmax) == (("theta", "phi", "g", "out"), is_softmax)
+    assert (spec.layers, spec.normalize, spec.is_softmax) == (("theta", "phi", "g", "out"), normalize, is_softmax)
 
 
 @pytest.mark.parametrize(
@@ -414,6 +424,16 @@ def test_a_bias_is_dropped_for_the_layer_that_is_named(layer):
             {"pairwise": "concatenation", "bias": {"concat": True, "g": False}},
             {"pairwise": "concatenation"},
             {"pairwise": "concatenation", "bias": {"concat": True, "g": False}},
+        ),
+        (
+            {"pairwise": "concatenation", "bias": {"concat": True, "g": False}},
+            {"pairwise": "gaussian"},
+            {"pairwise": "gaussian", "bias": {"g": False}},
+        ),
+        (
+            {"pairwise": "concatenation", "bias": {"concat": True, "g": False}},
+            {"pairwise": difference, "normalize": "count"},
+            {"pairwise": difference, "normalize": "count", "bias": {"g": False}},
         ),
         (
             {"pairwise": "gaussian", "bias": {"g": False}},
@@ -601,7 +621,8 @@ def test_json_holds_every_option_by_name():
 
 def test_json_refuses_a_function_by_name():
     spec = NonLocalSpec(channels=8, pairwise=difference, normalize="count")
-    with pytest.raises(ValueError, match=r"`pairwise` must be one of the named forms to be written as .*\. Got "):
+    message = f"`pairwise` must be one of the named forms to be written as JSON. Got {difference}."
+    with pytest.raises(ValueError, match=exactly(message)):
         spec.to_json()
 
 
@@ -655,6 +676,8 @@ FITTING = [
     ({"norm": "batch"}, {"shape": (1, 2, 4), "training": True}),
     ({"norm": "batch"}, {"shape": (2, 1, 4), "training": True}),
     ({"norm": "batch"}, {"shape": (None, 1, 4), "training": True}),
+    ({"norm": "batch"}, {"shape": (1, None, 4), "training": True}),
+    ({"norm": "batch"}, {"shape": (1, 1, None, 4), "training": True}),
     ({"norm": "affine"}, {"shape": (1, 1, 4), "training": True}),
     ({}, {"shape": (1, 1, 4), "training": True}),
 ]

@@ -615,6 +615,8 @@ def test_a_list_is_no_array(name):
 def test_statistics_need_batch_norm():
     with pytest.raises(ValueError, match=r"`spec` must have norm 'batch' to have statistics\. Got norm None"):
         updated_statistics(random_input(3, 5, 7, 6), random_params(SPEC), SPEC)
+    with pytest.raises(TypeError, match=r"`spec` must be a NonLocalSpec\. Got 'official' of type str"):
+        updated_statistics(random_input(3, 5, 7, 6), random_params(SPEC), "official")
 
 
 @pytest.mark.parametrize("missing", ["jax", "flax"])

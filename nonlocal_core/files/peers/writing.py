@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from nonlocal_core.arguments import check_choice
-from nonlocal_core.errors import fail_type, fail_value
+from nonlocal_core.errors import fail_value
 from nonlocal_core.files.conversion import to_numpy
 from nonlocal_core.files.peers.arrays import shape_in_file
 from nonlocal_core.files.peers.layouts import LAYOUTS, TORCH
 from nonlocal_core.files.peers.matching import full_prefix
 from nonlocal_core.geometry import window_of
 from nonlocal_core.spec import NonLocalSpec
+from nonlocal_core.spec.calls import check_spec
 from nonlocal_core.spec.parameters import check_params, param_shapes
 from nonlocal_core.spec.presets import HALVES, PRESETS
 
@@ -56,8 +57,7 @@ def to_peer(
         {'block.g.0.conv.weight': (2, 4, 1, 1), 'block.g.0.conv.bias': (2,),
          'block.conv_out.conv.weight': (4, 2, 1, 1), 'block.conv_out.conv.bias': (4,)}
     """
-    if not isinstance(spec, NonLocalSpec):
-        raise fail_type("spec", "be a NonLocalSpec", spec)
+    check_spec(spec)
     check_choice("peer", peer, _PEERS)
     check_params(params, spec)
     layout = LAYOUTS[peer]
