@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nonlocal_core.errors import fail_type
+from nonlocal_core.errors import fail_type, fail_value
 from nonlocal_core.geometry import Sets
 from nonlocal_core.networks.block import CanonicalBlock
 from nonlocal_core.planning import check_method
@@ -27,6 +27,9 @@ from nonlocal_torch.op import aggregate
 __all__ = ["NonLocalBlock"]
 
 _STATE_NAMES = {"norm.mean": "norm.running_mean", "norm.variance": "norm.running_var"}
+
+_PLAIN_NORM = {"norm.weight": 1.0, "norm.bias": 0.0}
+"""The values with which a norm computes what one without these parameters does."""
 
 
 class NonLocalBlock(CanonicalBlock, nn.Module):
@@ -165,13 +168,24 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
         return ", ".join([f"{self.spec.channels}", *shown])
 
     def _canonical(self) -> dict[str, Tensor]:
-        """Return the live parameters and statistics under their canonical names."""
+        """Return the live parameters and statistics under their canonical names.
+
+        A norm without weight and bias, which a user has put here, computes as with 1 and 0, and so it is described.
+        """
         state = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        for name, value in _PLAIN_NORM.items():
+            if self.norm is not None and name not in state:
+                state[name] = torch.full_like(self.out.weight[:, 0], value)
         return {name: state[_STATE_NAMES.get(name, name)] for name in param_shapes(self.spec)}
 
     @torch.no_grad()
     def _assign(self, params: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Take over the values of all parameters, which fit."""
+        own = dict(self.named_parameters())
+        for name, value in _PLAIN_NORM.items():
+            if name in params and name not in own and np.any(params[name] != value):
+                label, rule = f"params[{name!r}]", f"be {value:g} throughout, since the norm here has none of its own"
+                raise fail_value(label, rule, "other values")
         for name, tensor in self._canonical().items():
             tensor.copy_(torch.from_numpy(params[name]))
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from nonlocal_core.arguments import check_positions
 from nonlocal_core.geometry import Sets
-from nonlocal_torch.layers import Layers, fixed_norm, fold_scale, memory_format_of, project, project_back
+from nonlocal_torch.layers import Layers, fixed_norm, fold_scale, memory_format_of, norm_dtype, project, project_back
 
 __all__ = ["cut", "embed", "embed_rows", "pool", "result", "uncut"]
 
@@ -75,7 +75,7 @@ def result(y: Tensor, x: Tensor, sets: Sets, out: nn.Linear, norm: nn.Module | N
     fixed = None if norm is None else fixed_norm(norm)
     r = project_back(uncut(y, sets), out if fixed is None else fold_scale(out, *fixed), x)
     if norm is not None and fixed is None:
-        r = r.flatten(2).to(norm.weight.dtype).contiguous()  # or PyTorch's norm takes twice the time
+        r = r.flatten(2).to(norm_dtype(norm, r.dtype)).contiguous()  # or PyTorch's norm takes twice the time
         r = norm(r).reshape(x.shape)
     r = r.to(x.dtype)
     return x + r if residual else r.contiguous(memory_format=memory_format_of(x))

@@ -19,6 +19,7 @@ __all__ = [
     "fold_concat",
     "fold_scale",
     "memory_format_of",
+    "norm_dtype",
     "project",
     "project_back",
 ]
@@ -132,5 +133,17 @@ def fixed_norm(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if any(getattr(norm, name) for name in hooks):
         return None
-    factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return factor, norm.bias - norm.running_mean * factor
+    factor = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.weight is not None:  # as it is with `affine=False`
+        factor = norm.weight * factor
+    shift = norm.running_mean * factor
+    return factor, -shift if norm.bias is None else norm.bias - shift
+
+
+def norm_dtype(norm: nn.Module, default: torch.dtype) -> torch.dtype:
+    """Return the dtype in which a norm computes: that of its weight, or else of its statistics."""
+    for name in ("weight", "running_var"):
+        tensor = getattr(norm, name, None)
+        if tensor is not None:
+            return tensor.dtype
+    return default
