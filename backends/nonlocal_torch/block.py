@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, Unpack
 
@@ -10,27 +9,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nonlocal_core.arguments import check_positions
-from nonlocal_core.errors import fail_type
+from nonlocal_core.errors import fail_type, fail_value
 from nonlocal_core.geometry import Sets
-from nonlocal_core.networks.folding import fold_norm
+from nonlocal_core.networks.block import CanonicalBlock
 from nonlocal_core.planning import check_method
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.calls import check_arrays
 from nonlocal_core.spec.form import Form, form_of
 from nonlocal_core.spec.options import SpecOptions
-from nonlocal_core.spec.parameters import check_params, initial_moments, param_shapes
-from nonlocal_torch.layers import Affine, followed, layout, project, project_back, shortened
+from nonlocal_core.spec.parameters import initial_moments, param_shapes
+from nonlocal_torch.context import full_precision, widened
+from nonlocal_torch.embed import embed, embed_rows, result
+from nonlocal_torch.layers import Layers, fold_concat
+from nonlocal_torch.methods.pairwise import pairwise_weights
 from nonlocal_torch.op import aggregate
-from nonlocal_torch.sets import cut, pool, set_numbers, uncut
-from nonlocal_torch.weights import pairwise_weights
 
 __all__ = ["NonLocalBlock"]
 
 _STATE_NAMES = {"norm.mean": "norm.running_mean", "norm.variance": "norm.running_var"}
 
+_PLAIN_NORM = {"norm.weight": 1.0, "norm.bias": 0.0}
+"""The values with which a norm computes what one without these parameters does."""
 
-class NonLocalBlock(nn.Module):
+
+class NonLocalBlock(CanonicalBlock, nn.Module):
     """Add to every position of its input what it gathers from all others (Wang et al., CVPR 2018, equation 6).
 
     One class serves sequences, images and videos: the rank comes from the input. In training mode batch
@@ -58,7 +60,12 @@ class NonLocalBlock(nn.Module):
         torch.Size([2, 2, 49])
     """
 
-    spec: NonLocalSpec
+    theta: nn.Linear
+    phi: nn.Linear
+    g: nn.Linear
+    concat: nn.ParameterDict
+    out: nn.Linear
+    norm: nn.Module | None
 
     def __init__(
         self,
@@ -75,12 +82,13 @@ class NonLocalBlock(nn.Module):
         check_method(method, self.spec.pairwise)
         shapes = param_shapes(self.spec)
         for layer in self.spec.layers:
-            shape, has_bias = shapes[f"{layer}.weight"], self.spec.bias[layer]
             if layer == "concat":
                 self.concat = _parameters(shapes, "concat", device, dtype)
             else:
-                setattr(self, layer, nn.Linear(*shape[::-1], bias=has_bias, device=device, dtype=dtype))
-        self.norm: nn.Module | None = None
+                leaving, entering = shapes[f"{layer}.weight"]
+                bias = self.spec.bias[layer]
+                setattr(self, layer, nn.Linear(entering, leaving, bias, device=device, dtype=dtype))
+        self.norm = None
         if self.spec.norm == "batch":
             self.norm = nn.BatchNorm1d(
                 channels, self.spec.norm_epsilon, self.spec.norm_momentum, device=device, dtype=dtype
@@ -99,8 +107,7 @@ class NonLocalBlock(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> Self:
         """Return a new block that computes `spec`."""
-        options = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
-        return cls(**options, method=method, device=device, dtype=dtype)
+        return cls(**vars(spec), method=method, device=device, dtype=dtype)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -108,7 +115,7 @@ class NonLocalBlock(nn.Module):
         for name, tensor in self._canonical().items():
             mean, deviation = initial_moments(name, self.spec)
             nn.init.normal_(tensor, mean, deviation) if deviation else nn.init.constant_(tensor, mean)
-        if isinstance(self.norm, nn.BatchNorm1d):
+        if isinstance(self.norm, nn.BatchNorm1d) and self.norm.num_batches_tracked is not None:
             self.norm.num_batches_tracked.zero_()
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
@@ -125,12 +132,10 @@ class NonLocalBlock(nn.Module):
             TypeError: if `x` is not floating point or `key_mask` is not boolean.
             ValueError: if a shape does not fit the spec.
         """
-        sets = self._check(x, key_mask, self.training)
-        layers, form = self._layers(x, sets)
-        theta, phi, g, valid = _embed(x, layers, sets, key_mask, self.spec.subsample_at)
+        sets, layers, form = self._prepare(x, key_mask, self.training)
+        theta, phi, g, valid = embed(x, key_mask, layers, sets, self.spec.subsample_at)
         y = aggregate(theta, phi, g, form, valid, self.method)
-        z = self._result(uncut(y, sets), x)
-        return x + z if self.spec.residual else z.contiguous(memory_format=layout(x))
+        return result(y, x, sets, self.out, self.norm, residual=self.spec.residual)
 
     def attention(
         self, x: Tensor, positions: Sequence[int] | Tensor | None = None, key_mask: Tensor | None = None
@@ -150,70 +155,10 @@ class NonLocalBlock(nn.Module):
             TypeError: if an argument has a wrong type.
             ValueError: if a shape does not fit the spec or a position is out of range.
         """
-        sets = self._check(x, key_mask, training=False)
-        layers, form = self._layers(x, sets)
-        flat, (queries, keys) = _flat(x, layers), set_numbers(sets, x.device)
-        mask, valid = _masks(key_mask, sets)
-        if self.spec.subsample_at == "projection":
-            phi = pool(cut(project(flat, layers, ["phi"])[0], sets), sets, mask)
-        else:
-            (phi,) = project(pool(cut(flat, sets), sets, mask), layers, ["phi"])
-        if positions is not None:
-            indices = positions.tolist() if isinstance(positions, Tensor) else positions
-            chosen = torch.as_tensor(check_positions(indices, flat.shape[1]), device=x.device)
-            flat, queries = flat[:, chosen], queries[chosen]
-        same = (queries[:, None] == keys)[None]
-        if valid is not None:
-            same = same & uncut(valid[..., None], sets).mT
-            phi = phi.masked_fill(~valid[..., None], 0)
-        (theta,) = project(flat, layers, ["theta"])
-        return pairwise_weights(theta, uncut(phi, sets), form, same).to(x.dtype)
-
-    @torch.no_grad()
-    def export_params(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Return a copy of the parameters under their canonical names, as NumPy arrays (bfloat16 as float32)."""
-        tensors = {name: tensor.detach().cpu() for name, tensor in self._canonical().items()}
-        return {
-            name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy().copy()
-            for name, tensor in tensors.items()
-        }
-
-    @torch.no_grad()
-    def import_params(self, params: Mapping[str, Any]) -> None:
-        """Take over parameters under their canonical names; nothing changes if they do not fit.
-
-        Args:
-            params: a mapping from exactly the names of `nonlocal_core.param_shapes(self.spec)` to arrays.
-
-        Raises:
-            TypeError: if `params` is not a mapping.
-            ValueError: if a parameter is missing or unknown, or has a wrong shape.
-        """
-        check_params(params, self.spec)
-        # float64 holds the numbers of every other dtype, of bfloat16 too, which PyTorch does not take from NumPy.
-        given = {name: torch.as_tensor(np.asarray(params[name]).astype(np.float64)) for name in params}
-        for name, tensor in self._canonical().items():
-            tensor.copy_(given[name])
-
-    def fold_norm(self) -> Self:
-        """Return a new block without norm that computes what this one computes in evaluation.
-
-        Method, device, dtype and mode are those of this block; see `nonlocal_core.fold_norm` for the formulas.
-
-        Raises:
-            ValueError: if there is no norm.
-
-        Example:
-            >>> block = NonLocalBlock(64, norm="batch", zero_init=False).eval()
-            >>> folded, x = block.fold_norm(), torch.randn(2, 64, 9)
-            >>> folded.norm, torch.allclose(folded(x), block(x), atol=1e-6)
-            (None, True)
-        """
-        params, spec = fold_norm(self.export_params(), self.spec)
-        weight = self.out.weight
-        folded = self.from_spec(spec, method=self.method, device=weight.device, dtype=weight.dtype)
-        folded.import_params(params)
-        return folded.train(self.training)
+        sets, layers, form = self._prepare(x, key_mask, training=False)
+        theta, phi, pairs = embed_rows(x, key_mask, layers, sets, self.spec.subsample_at, positions)
+        with full_precision(x.device.type):
+            return pairwise_weights(widened(theta), widened(phi), form, pairs).to(x.dtype)
 
     def extra_repr(self) -> str:
         """Show the options that differ from their defaults."""
@@ -223,55 +168,49 @@ class NonLocalBlock(nn.Module):
         return ", ".join([f"{self.spec.channels}", *shown])
 
     def _canonical(self) -> dict[str, Tensor]:
-        """Return the live parameters and statistics under their canonical names."""
+        """Return the live parameters and statistics under their canonical names.
+
+        A norm without weight and bias, which a user has put here, computes as with 1 and 0, and so it is described.
+        """
         state = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        for name, value in _PLAIN_NORM.items():
+            if self.norm is not None and name not in state:
+                state[name] = torch.full_like(self.out.weight[:, 0], value)
         return {name: state[_STATE_NAMES.get(name, name)] for name in param_shapes(self.spec)}
 
-    def _check(self, x: Tensor, key_mask: Tensor | None, training: bool) -> Sets:
+    @torch.no_grad()
+    def _assign(self, params: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Take over the values of all parameters, which fit."""
+        own = dict(self.named_parameters())
+        for name, value in _PLAIN_NORM.items():
+            if name in params and name not in own and np.any(params[name] != value):
+                label, rule = f"params[{name!r}]", f"be {value:g} throughout, since the norm here has none of its own"
+                raise fail_value(label, rule, "other values")
+        for name, tensor in self._canonical().items():
+            tensor.copy_(torch.from_numpy(params[name]))
+
+    def _like(self, spec: NonLocalSpec) -> Self:
+        """Return a new block that computes `spec`; method, device, dtype and mode are those of this one."""
+        weight = self.out.weight
+        block = self.from_spec(spec, method=self.method, device=weight.device, dtype=weight.dtype)
+        return block.train(self.training)
+
+    def _prepare(self, x: Tensor, key_mask: Tensor | None, training: bool) -> tuple[Sets, Layers, Form]:
+        """Check the arguments of a call; return the sets of its grid, the layers that it needs, and the form."""
         if not isinstance(x, Tensor):
             raise fail_type("x", "be a torch.Tensor", x)
         if key_mask is not None and not isinstance(key_mask, Tensor):
             raise fail_type("key_mask", "be a torch.Tensor or None", key_mask)
-        shape = (*x.shape[:1], *x.shape[2:], *x.shape[1:2])
-        check_arrays(self.spec, shape, x, key_mask, training=training)
-        return self.spec.sets(x.shape[2:])
-
-    def _layers(self, x: Tensor, sets: Sets) -> tuple[dict[str, Affine], Form]:
-        """Return the layers among theta, phi and g, in the dtype of `x`, and the form of what they give."""
-        layers = {name: self._layer(name, x.dtype) for name in ("theta", "phi", "g") if name in self.spec.layers}
-        if self.spec.pairwise != "concatenation":
-            return layers, form_of(self.spec, {})
-        form = form_of(self.spec, {f"concat.{kind}": parameter for kind, parameter in self.concat.items()})
-        return shortened(x, layers, form, pooled=sets.window is not None and self.spec.subsample_at == "projection")
-
-    def _layer(self, name: str, dtype: torch.dtype) -> Affine:
-        layer = getattr(self, name)
-        return Affine(layer.weight.to(dtype), None if layer.bias is None else layer.bias.to(dtype))
-
-    def _result(self, y: Tensor, x: Tensor) -> Tensor:
-        """Return r = norm(W y + b) in the shape and the dtype of `x`."""
-        fixed = self._fixed_norm()
-        if fixed is not None:
-            layer = followed(self._layer("out", fixed[0].dtype), *fixed)
-            return project_back(y, layer.to(y.dtype), x).to(x.dtype)
-        r = project_back(y, self._layer("out", y.dtype), x)
-        if self.norm is not None:
-            r = r.flatten(2).to(self.norm.weight.dtype).contiguous()  # or PyTorch's norm takes twice the time
-            r = self.norm(r).reshape(x.shape)
-        return r.to(x.dtype)
-
-    def _fixed_norm(self) -> tuple[Tensor, Tensor] | None:
-        """Return factor and shift of a norm that takes no statistics and is nobody's but this block's, else None."""
-        norm = self.norm
-        if isinstance(norm, nn.ParameterDict):
-            return norm["weight"], norm["bias"]
-        if type(norm) is not nn.BatchNorm1d or norm.training or norm.running_var is None:
-            return None
-        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-        if any(getattr(norm, name) for name in hooks):
-            return None
-        factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        return factor, norm.bias - norm.running_mean * factor
+        spec, shape = self.spec, (*x.shape[:1], *x.shape[2:], *x.shape[1:2])
+        check_arrays(spec, shape, x, key_mask, training=training)
+        sets = spec.sets(x.shape[2:])
+        if spec.pairwise == "concatenation":
+            form = form_of(spec, {f"concat.{kind}": parameter for kind, parameter in self.concat.items()})
+            pooled = sets.window is not None and spec.subsample_at == "projection"
+            theta, phi, form = fold_concat(x, self.theta, self.phi, form, pooled=pooled)
+            return sets, Layers(theta, phi, self.g), form
+        form = form_of(spec, {})
+        return sets, Layers(self.theta, self.phi, self.g) if spec.has_embedding else Layers(None, None, self.g), form
 
 
 def _parameters(
@@ -288,31 +227,3 @@ def _parameters(
             if name.startswith(f"{layer}.")
         }
     )
-
-
-def _embed(
-    x: Tensor, layers: Mapping[str, Affine], sets: Sets, key_mask: Tensor | None, subsample_at: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return theta (B', N, C'), phi and g (B', M, C') and which keys are valid (B', M), for each set."""
-    flat, (mask, valid) = _flat(x, layers), _masks(key_mask, sets)
-    if sets.window is None or subsample_at == "projection":
-        theta, *keys = project(flat, layers, ["theta", "phi", "g"])
-        phi, g = (pool(cut(a, sets), sets, mask) for a in keys)
-    else:
-        (theta,) = project(flat, layers, ["theta"])
-        phi, g = project(pool(cut(flat, sets), sets, mask), layers, ["phi", "g"])
-    return cut(theta, sets).flatten(1, -2), phi, g, valid
-
-
-def _flat(x: Tensor, layers: Mapping[str, Affine]) -> Tensor:
-    """Return `x` as (B, N, C); where it is theta itself, with no gaps between the channels of a position."""
-    flat = x.flatten(2).mT
-    return flat if "theta" in layers else flat.contiguous()
-
-
-def _masks(key_mask: Tensor | None, sets: Sets) -> tuple[Tensor | None, Tensor | None]:
-    """Return the mask as `pool` takes it (B', *inner, 1), and which keys are valid (B', M)."""
-    if key_mask is None:
-        return None, None
-    mask = cut(key_mask.flatten(1)[..., None], sets)
-    return mask, pool(mask.to(torch.float32), sets, None)[..., 0] > 0

@@ -7,15 +7,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nonlocal_core.arguments import Size, dtype_name
-from nonlocal_core.planning import Plan, keys_first, plan
+from nonlocal_core.planning import plan_call
 from nonlocal_core.spec.calls import check_op
 from nonlocal_core.spec.form import Form
-from nonlocal_torch.sorted import sorted_sums
-from nonlocal_torch.streamed import streamed
-from nonlocal_torch.weights import concat_halves, full_precision, is_recorded, pairwise_weights
+from nonlocal_torch.context import full_precision, is_recorded
+from nonlocal_torch.methods.pairwise import pairwise as by_matrix
+from nonlocal_torch.methods.reassociated import reassociated
+from nonlocal_torch.methods.sorted import sorted_keys
+from nonlocal_torch.methods.streamed import streamed
 
-__all__ = ["nonlocal_op"]
+__all__ = ["aggregate", "nonlocal_op"]
+
+_METHODS = {"pairwise": by_matrix, "reassociated": reassociated, "sorted": sorted_keys}
+"""The methods that take operands of at least float32; "streamed" converts its own."""
 
 
 def nonlocal_op(
@@ -71,60 +75,19 @@ def aggregate(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Tenso
     """Compute the operation on checked arguments."""
     if key_mask is not None:
         phi, g = (a.masked_fill(~key_mask[..., None], 0) for a in (phi, g))
-    chosen = _plan(theta, phi, g, form, method)
-    dtype = torch.promote_types(theta.dtype, torch.float32)
-    with full_precision(theta.device.type):
-        if chosen.method == "streamed":
-            return streamed(theta, phi, g, key_mask, form.scale, chosen.rows)
-        wide = theta.to(dtype), phi.to(dtype), g.to(dtype)
-        return _WIDE[chosen.method](*wide, form, key_mask).to(theta.dtype)
-
-
-def _plan(theta: Tensor, phi: Tensor, g: Tensor, form: Form, method: str) -> Plan:
-    """Return how the operation is computed for these sizes."""
-    batch, queries, keys = _known(theta.shape[0], theta.shape[1], phi.shape[1])
-    return plan(
-        method,
+    plan = plan_call(
+        theta,
+        g,
         form.pairwise,
+        method,
         backend="torch",
         device="cpu" if theta.device.type == "cpu" else "gpu",
-        dtype=dtype_name(theta),
-        batch=batch,
-        queries=queries,
-        keys=keys,
-        inner=max(theta.shape[-1], g.shape[-1]),
         gradients=is_recorded(theta, phi, g),
+        is_exported=torch.compiler.is_exporting(),
     )
-
-
-def _known(*sizes: int) -> tuple[Size, ...]:
-    """Return sizes with None for what is symbolic, and for all in an export, where a comparison would bind them."""
-    exported = torch.compiler.is_exporting()
-    return tuple(size if isinstance(size, int) and not exported else None for size in sizes)
-
-
-def _pairwise(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Tensor | None) -> Tensor:
-    return pairwise_weights(theta, phi, form, None if key_mask is None else key_mask[:, None, :]) @ g
-
-
-def _reassociated(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Tensor | None) -> Tensor:
-    """Return theta (phi^T g) / M, by the cheaper order of the products; the array between them takes the factors."""
-    count = _count(phi, key_mask)
-    if keys_first(*_known(theta.shape[1], phi.shape[1]), phi.shape[2], g.shape[2]):
-        return theta @ (form.scale * (phi.mT @ g) / count)
-    return (form.scale * (theta @ phi.mT) / count) @ g
-
-
-def _sorted(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Tensor | None) -> Tensor:
-    """Return the sums of the concatenation form over the sorted keys."""
-    a, b = concat_halves(theta, phi, form)
-    return sorted_sums(a, b, g, key_mask) * (form.scale / _count(phi, key_mask))
-
-
-def _count(phi: Tensor, key_mask: Tensor | None) -> Tensor | int:
-    """Return the number of valid keys, at least 1."""
-    return phi.shape[1] if key_mask is None else key_mask.sum(dim=1).clamp(min=1)[:, None, None].to(phi.dtype)
-
-
-_WIDE = {"pairwise": _pairwise, "reassociated": _reassociated, "sorted": _sorted}
-"""The methods that take operands of at least float32."""
+    with full_precision(theta.device.type):
+        if plan.method == "streamed":
+            return streamed(theta, phi, g, key_mask, form.scale, plan.rows)
+        dtype = torch.promote_types(theta.dtype, torch.float32)
+        y = _METHODS[plan.method](theta.to(dtype), phi.to(dtype), g.to(dtype), form, key_mask)
+        return y.to(theta.dtype)

@@ -252,6 +252,70 @@ def test_parameters_with_gradients_are_written_and_bfloat16_as_float32(dtype, tm
         np.testing.assert_array_equal(array, block.get_parameter(name).detach().float().numpy())
 
 
+def without_affine(block):
+    """Return a copy of a block whose norm has the same statistics, and neither weight nor bias."""
+    plain = copy.deepcopy(block)
+    plain.norm = torch.nn.BatchNorm1d(6, block.norm.eps, block.norm.momentum, affine=False, dtype=torch.float64)
+    plain.norm.load_state_dict(block.norm.state_dict(), strict=False)
+    return plain
+
+
+def block_of_weight_1_and_bias_0(**options):
+    block = random_block(norm="batch", **options)
+    with torch.no_grad():
+        block.norm.weight.fill_(1)
+        block.norm.bias.fill_(0)
+    return block
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["plain", "autocast"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_a_norm_without_weight_and_bias_computes_as_one_with_1_and_0(training, bias, dtype):
+    block, x = block_of_weight_1_and_bias_0(bias=bias), random_input(2, 6, 5, 7)
+    results = []
+    for one in (block, without_affine(block)):
+        one.train(training)
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            z = one(x)
+        z.square().sum().backward()
+        gradients = {name: p.grad for name, p in one.named_parameters() if not name.startswith("norm")}
+        results.append((z, gradients, one.norm.running_mean, one.norm.running_var))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+def test_parameters_that_a_norm_lacks_are_exported_as_1_and_0():
+    block, x = block_of_weight_1_and_bias_0(), random_input(2, 6, 5, 7)
+    plain = without_affine(block).eval()
+    expected, exported = block.export_params(), plain.export_params()
+    assert list(exported) == list(expected)
+    assert all(np.array_equal(exported[name], expected[name]) for name in expected)
+    torch.testing.assert_close(plain.fold_norm()(x), plain(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "value"), [("norm.weight", 1), ("norm.bias", 0)])
+def test_parameters_that_a_norm_lacks_are_taken_in_if_they_change_nothing(name, value):
+    plain = without_affine(block_of_weight_1_and_bias_0())
+    before = plain.export_params()
+    other = {key: a if key.startswith("norm.") else a + 1 for key, a in before.items()}
+    words = rf"`params\['{name}'\]` must be {value} throughout, since the norm here has none of its own"
+    with pytest.raises(ValueError, match=words):
+        plain.import_params({**other, name: np.full(6, 0.5)})
+    after = plain.export_params()
+    assert all(np.array_equal(after[key], before[key]) for key in before)
+    plain.import_params(other)
+    assert np.array_equal(plain.export_params()["out.weight"], before["out.weight"] + 1)
+
+
+@pytest.mark.parametrize("norm", [torch.nn.Identity(), torch.nn.GroupNorm(2, 6, affine=False)], ids=["none", "groups"])
+def test_a_module_without_parameters_takes_the_place_of_the_norm(norm):
+    block, x = random_block(norm="batch"), random_input(2, 6, 5, 7)
+    block.norm = torch.nn.Identity()
+    r = block(x) - x
+    block.norm = norm
+    torch.testing.assert_close(block(x), x + norm(r.flatten(2)).reshape(x.shape), rtol=1e-12, atol=1e-12)
+
+
 def test_parameters_of_bfloat16_are_exported_as_float32():
     block = NonLocalBlock(6, dtype=torch.bfloat16)
     exported = block.export_params()

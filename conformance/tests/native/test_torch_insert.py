@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from transformers import ResNetConfig, ResNetForImageClassification, ResNetModel
 import nonlocal_core as nlc
 from nonlocal_torch import NonLocalBlock, attention_of, check_identity, insert_nonlocal, remove_nonlocal
 
+SAVED = Path(__file__).parent / "saved" / "torch.pt"
 DEPTHS, WIDTHS = (3, 4, 6, 3), (4, 6, 8, 10)
 PLACES = ["layer2.1", "layer2.3", "layer3.1", "layer3.3", "layer3.5"]
 
@@ -277,6 +279,26 @@ def test_a_hook_registered_in_another_process_does_not_replace_a_block(monkeypat
     loaded = pickle.loads(stored)  # noqa: S301 - our own bytes
     loaded.layer2[1].register_forward_hook(lambda *_: None)
     assert torch.equal(loaded(IMAGES), expected)
+
+
+def test_a_network_saved_by_an_earlier_layout_of_the_package_still_loads():
+    # `torch.save` of the whole module, which names classes and the hook by their old places.
+    model, x = torch.load(SAVED, weights_only=False), random(2, 2, 5, 7)
+    convolution, last = copy.deepcopy(model[0]), model[2]
+    remove_nonlocal(convolution)
+
+    def through(block, x):
+        z = nlc.nonlocal_block(x.movedim(1, -1).numpy(), block.export_params(), block.spec)
+        return torch.from_numpy(z).movedim(-1, 1)
+
+    with torch.no_grad():
+        flow = through(model[0].nonlocal_block, convolution(x))
+        flow = through(model[1].nonlocal_block, flow.relu())
+        torch.testing.assert_close(model(x), last(flow))
+    assert attention_of(model, x, "0", positions=[3]).weights.shape == (2, 1, 6)
+    remove_nonlocal(model)
+    with torch.no_grad():
+        assert torch.equal(model(x), last(convolution(x).relu()))
 
 
 def test_blocks_taken_out_leave_nothing_behind():

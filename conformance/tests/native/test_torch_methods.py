@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_torch import NonLocalBlock, nonlocal_op
-from nonlocal_torch.sorted import running_sums
-from nonlocal_torch.streamed import streamed
+from nonlocal_torch.methods.sorted import running_sums
+from nonlocal_torch.methods.streamed import streamed
 
 EXACT = {
     "gaussian": "streamed",

@@ -1,9 +1,9 @@
-"""The softmax forms without the matrix of weights: fused attention, or blocks of queries."""
+"""The method "streamed": the softmax forms by fused attention, or by chunks of queries."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from nonlocal_torch.weights import is_recorded, is_transformed, softmax
+from nonlocal_torch.context import is_recorded, is_transformed, widened
+from nonlocal_torch.methods.pairwise import softmax
 
 __all__ = ["streamed"]
 
@@ -20,7 +21,7 @@ MOST_PARTS = 8
 """Into how many parts queries are cut at most."""
 
 SECOND_ROWS = 128
-"""How many queries a block holds in a derivative of the fused attention's gradient."""
+"""How many queries a chunk holds in a derivative of the fused attention's gradient."""
 
 
 def streamed(theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale: float, rows: int | None) -> Tensor:
@@ -32,7 +33,7 @@ def streamed(theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale:
         g: values `(B, M, D)`, likewise.
         valid: `(B, M)`, or None.
         scale: the factor on the scores.
-        rows: how many queries a block holds; None: PyTorch's fused attention.
+        rows: how many queries a chunk holds; None: PyTorch's fused attention.
     """
     phi, g = phi.to(theta.dtype), g.to(theta.dtype)
     if is_transformed():
@@ -43,8 +44,7 @@ def streamed(theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale:
     if phi.shape[1] == 1:
         rows = theta.shape[1]  # of one key the weight is 1: formulas give gradients of exactly 0, the kernel nearly 0
     if is_recorded(theta, phi, g):
-        y: Tensor = _Streamed.apply(theta, phi, g, valid, scale, rows)
-        return y
+        return _with_gradient(theta, phi, g, valid, scale, rows)
     return _attend(theta, phi, g, valid, scale, rows)
 
 
@@ -55,7 +55,8 @@ def fused_attention(theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None,
     common = g.detach().mean(dim=1, keepdim=True) if _is_centred(g) else None
     query, key, value = (_head(a, width) for a in (theta, phi, g if common is None else g - common))
     if parts > 1:  # each as a head of its own, with the same keys and values
-        query = functional.pad(query, (0, 0, 0, -queries % parts)).unflatten(2, (parts, -1)).squeeze(1)
+        query = functional.pad(query, (0, 0, 0, -queries % parts))
+        query = torch.unflatten(query, 2, (parts, -1)).squeeze(1)
         key, value = (a.expand(-1, parts, -1, -1) for a in (key, value))
     # The kernel takes its maximum before the scale, so a sign goes into the queries, exactly.
     y = functional.scaled_dot_product_attention(
@@ -82,18 +83,19 @@ def _head(a: Tensor, width: int) -> Tensor:
 
 
 def _attend(theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale: float, rows: int | None) -> Tensor:
+    """Return y as autograd records it itself: by fused attention, or chunk by chunk."""
     if rows is None:
         return fused_attention(theta, phi, g, valid, scale)
-    wide, values = _widened(phi), _widened(g)
-    blocks = [_weights(part, wide, valid, scale) @ values for part in theta.split(rows, dim=1)]
-    return torch.cat(blocks, dim=1).to(theta.dtype)
+    wide, values = widened(phi), widened(g)
+    chunks = [_weights(chunk, wide, valid, scale) @ values for chunk in torch.split(theta, rows, dim=1)]
+    return torch.cat(chunks, dim=1).to(theta.dtype)
 
 
 class _Streamed(torch.autograd.Function):
     """The operation with a gradient that needs no matrix of weights and can be differentiated again.
 
     The fused kernels' gradient cannot: it serves where no derivative of it is asked for, from the graph that the
-    forward pass made, or from one made anew where that is used up. Else formulas give it, a block of queries at a time.
+    forward pass made, or from one made anew where that is used up. Else formulas give it, a chunk of queries at a time.
     """
 
     @staticmethod
@@ -109,14 +111,16 @@ class _Streamed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        arguments, needed = (*ctx.saved_tensors, ctx.scale), ctx.needs_input_grad[:3]
+        theta, phi, g, valid = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:3]
         graph, ctx.graph = ctx.graph, None
         gradients: Iterator[Tensor]
         if ctx.rows is not None or torch.is_grad_enabled():
-            every = _gradients(*arguments, dy, SECOND_ROWS if ctx.rows is None else ctx.rows)
+            rows = SECOND_ROWS if ctx.rows is None else ctx.rows
+            every = _gradients(theta, phi, g, valid, ctx.scale, dy, rows)
             gradients = itertools.compress(every, needed)
         else:
-            y, inputs = _fused_graph(*arguments)[1] if graph is None else graph
+            y, inputs = _fused_graph(theta, phi, g, valid, ctx.scale)[1] if graph is None else graph
             gradients = iter(torch.autograd.grad(y, inputs, dy))
         return (*(next(gradients) if need else None for need in needed), None, None, None)
 
@@ -127,13 +131,17 @@ def _fused_graph(
     """Return y, and the ends of the graph from the tensors that require a gradient to it."""
     with torch.enable_grad():
         # Views have edges of their own, even of one tensor, and an edge keeps no tensor alive.
-        inputs = [a.view_as(a) for a in (theta, phi, g)]
-        y = fused_attention(*inputs, valid, scale)
-        return y.detach(), (get_gradient_edge(y), [get_gradient_edge(a) for a in inputs if a.requires_grad])
+        theta, phi, g = (a.view_as(a) for a in (theta, phi, g))
+        y = fused_attention(theta, phi, g, valid, scale)
+        inputs = [get_gradient_edge(a) for a in (theta, phi, g) if a.requires_grad]
+        return y.detach(), (get_gradient_edge(y), inputs)
+
+
+_with_gradient: Callable[..., Tensor] = _Streamed.apply
 
 
 def _parts(theta: Tensor) -> int:
-    """Return into how many parts to cut the queries: on a CPU the kernel shares out too few blocks of them itself."""
+    """Return into how many parts to cut the queries: on a CPU the kernel shares out too few chunks of them itself."""
     if torch.compiler.is_compiling() or theta.device.type != "cpu":
         return 1
     # Its gradient has one thread for each part, with gradients of phi and g of its own, which are then added.
@@ -143,33 +151,29 @@ def _parts(theta: Tensor) -> int:
 def _gradients(
     theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale: float, dy: Tensor, rows: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of theta, phi and g, a block of queries at a time."""
-    wide, values = _widened(phi), _widened(g)
+    """Return the gradients of theta, phi and g, a chunk of queries at a time."""
+    wide, values = widened(phi), widened(g)
     dtheta, dphi, dg = [], torch.zeros_like(wide), torch.zeros_like(values)
-    for queries, part in zip(theta.split(rows, dim=1), dy.split(rows, dim=1), strict=True):
+    for queries, part in zip(torch.split(theta, rows, dim=1), torch.split(dy, rows, dim=1), strict=True):
         arguments = queries, wide, values, valid, scale, part
-        if torch.is_grad_enabled():  # for a derivative of the gradient, which makes each block anew as well
-            block = checkpoint(_block_gradients, *arguments, use_reentrant=False, preserve_rng_state=False)
+        if torch.is_grad_enabled():  # for a derivative of the gradient, which makes each chunk anew as well
+            found = checkpoint(_chunk_gradients, *arguments, use_reentrant=False, preserve_rng_state=False)
         else:
-            block = _block_gradients(*arguments)
-        dtheta.append(block[0])
-        dphi, dg = dphi + block[1], dg + block[2]
+            found = _chunk_gradients(*arguments)
+        dtheta.append(found[0])
+        dphi, dg = dphi + found[1], dg + found[2]
     return torch.cat(dtheta, dim=1).to(theta.dtype), dphi.to(phi.dtype), dg.to(g.dtype)
 
 
-def _block_gradients(
+def _chunk_gradients(
     theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale: float, dy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    weights, dy = _weights(theta, phi, valid, scale), _widened(dy)
+    weights, dy = _weights(theta, phi, valid, scale), widened(dy)
     dweights = weights * (dy @ g.mT)
     dscores = dweights - weights * dweights.sum(dim=-1, keepdim=True)
-    return scale * (dscores @ phi), dscores.mT @ (scale * _widened(theta)), weights.mT @ dy
+    return scale * (dscores @ phi), dscores.mT @ (scale * widened(theta)), weights.mT @ dy
 
 
 def _weights(theta: Tensor, phi: Tensor, valid: Tensor | None, scale: float) -> Tensor:
-    """Return the weights of a block of queries; phi is wide."""
-    return softmax((scale * _widened(theta)) @ phi.mT, None if valid is None else valid[:, None, :])
-
-
-def _widened(a: Tensor) -> Tensor:
-    return a.to(torch.promote_types(a.dtype, torch.float32))
+    """Return the weights of a chunk of queries; phi is in at least float32."""
+    return softmax((scale * widened(theta)) @ phi.mT, None if valid is None else valid[:, None, :])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nonlocal_core.errors import fail_type
 from nonlocal_core.networks.attention_map import AttentionMap
-from nonlocal_core.networks.insertion import check_calls, check_identities, resolve_block
+from nonlocal_core.networks.insertion import call_arguments, check_calls, check_identities, resolve_block
 from nonlocal_torch.block import NonLocalBlock
 
 __all__ = ["attention_of", "check_identity", "check_module", "run_once"]
@@ -72,12 +72,13 @@ def attention_of(
     blocks = _blocks(model)
     name = resolve_block(block, blocks)
     chosen = blocks[name]
-    found: list[tuple[Tensor, tuple[int, ...]]] = []
+    found: list[tuple[Any, ...]] = []
 
     def look(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # At once: the network may write over what enters, and has its own autocast.
         entered = dict(zip(("x", "key_mask"), args, strict=False)) | kwargs
-        found.append((chosen.attention(**entered, positions=positions), tuple(entered["x"].shape[2:])))
+        weights = chosen.attention(**entered, positions=positions)
+        found.append((weights, positions, entered["x"].shape[2:]))
 
     handle = chosen.register_forward_pre_hook(look, with_kwargs=True)
     try:
@@ -85,8 +86,8 @@ def attention_of(
     finally:
         handle.remove()
     check_calls("block", name, len(found))
-    ((weights, sizes),) = found
-    return AttentionMap(weights, positions, sizes, chosen.spec)
+    ((weights, queries, sizes),) = found
+    return AttentionMap(weights, queries, sizes, chosen.spec)
 
 
 def check_module(model: nn.Module) -> None:
@@ -97,11 +98,9 @@ def check_module(model: nn.Module) -> None:
 
 def run_once(model: nn.Module, inputs: Any) -> None:
     """Run a network in evaluation, without gradients; it stays as it is, and so does the random state."""
+    args, kwargs = call_arguments(inputs)
     with _in_evaluation(model):
-        if isinstance(inputs, Mapping):
-            model(**inputs)
-        else:
-            model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
+        model(*args, **kwargs)
 
 
 @contextmanager

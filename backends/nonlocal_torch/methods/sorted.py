@@ -1,4 +1,4 @@
-"""The concatenation form without the matrix of weights: prefix sums over the sorted keys.
+"""The method "sorted": the concatenation form by prefix sums over the sorted keys.
 
 With a_i = w_theta . theta_i + b_f and b_j = w_phi . phi_j the score ReLU(a_i + b_j) is zero unless b_j > -a_i. With the
 keys in descending order of b, those that count are the first k_i: sum_j s_ij g_j = a_i G[k_i] + H[k_i], with the prefix
@@ -7,16 +7,18 @@ sums G of g_j and H of b_j g_j.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nonlocal_torch.weights import is_recorded, is_transformed
+from nonlocal_core.spec.form import Form
+from nonlocal_torch.context import is_recorded, is_transformed
+from nonlocal_torch.methods.pairwise import concat_summands, count_keys
 
-__all__ = ["running_sums", "sorted_sums"]
+__all__ = ["running_sums", "sorted_keys"]
 
 
 class Ranks(NamedTuple):
@@ -31,7 +33,13 @@ class Ranks(NamedTuple):
     counts: Tensor
 
 
-def sorted_sums(a: Tensor, b: Tensor, g: Tensor, valid: Tensor | None) -> Tensor:
+def sorted_keys(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Tensor | None) -> Tensor:
+    """Return y (B, N, D) without the matrix of weights; the operands are in at least float32."""
+    a, b = concat_summands(theta, phi, form)
+    return _sorted_sums(a, b, g, key_mask) * (form.scale / count_keys(phi, key_mask))
+
+
+def _sorted_sums(a: Tensor, b: Tensor, g: Tensor, valid: Tensor | None) -> Tensor:
     """Return sum_j ReLU(a_i + b_j) g_j: `(B, N, 1), (B, M, 1), (B, M, D)` -> `(B, N, D)`; invalid g are 0."""
     forth, back = _ranks(a.detach()[..., 0], b.detach()[..., 0], valid)
     # Moved by the middle b the scores stay, and less is lost to rounding where a and b are large and opposite.
@@ -41,8 +49,7 @@ def sorted_sums(a: Tensor, b: Tensor, g: Tensor, valid: Tensor | None) -> Tensor
     b = b if valid is None else b.masked_fill(~valid[..., None], 0)
     # An export keeps no gradient but that of its operations, and before PyTorch 2.10 it failed at a function.
     if is_recorded(a, b, g) and not (is_transformed() or torch.compiler.is_exporting()):
-        sums: Tensor = _Sums.apply(a, b, g, *forth, *back)[0]
-        return sums
+        return _with_gradient(a, b, g, *forth, *back)[0]
     return _sums(a, b, g, *forth)[0]
 
 
@@ -93,31 +100,34 @@ class _Sums(torch.autograd.Function):
             return (*map(torch.zeros_like, (a, b, g)), None, None, None, None)
         da = db = dg = None
         if dsums is not None:
-            dg, active = _Sums.apply(b, a, dsums, *ranks[2:], *ranks[:2])
+            dg, active = _with_gradient(b, a, dsums, *ranks[2:], *ranks[:2])
             da, db = ((one * other).sum(dim=-1, keepdim=True) for one, other in ((plain, dsums), (g, active)))
         if dplain is not None:  # in a second derivative
-            active = _Sums.apply(b, a, dplain, *ranks[2:], *ranks[:2])[1]
+            active = _with_gradient(b, a, dplain, *ranks[2:], *ranks[:2])[1]
             dg = active if dg is None else dg + active
         return da, db, dg, None, None, None, None
+
+
+_with_gradient: Callable[..., tuple[Tensor, Tensor]] = _Sums.apply
 
 
 def _sums(a: Tensor, b: Tensor, g: Tensor, order: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Return for each i the sum of (a_i + b_j) g_j, and that of g_j, over the first `counts[i]` of an order.
 
-    `(B, N, 1), (B, M, 1), (B, M, D)` -> `(B, N, D)` twice. Prefix sums in blocks, as one long sum is slow.
+    `(B, N, 1), (B, M, 1), (B, M, D)` -> `(B, N, D)` twice. Prefix sums in chunks, as one long sum is slow.
     """
-    block = 32 if g.device.type == "cpu" else 128
-    # Two blocks at least, and `unfold`: to an export a single one, or the size of a reshaped axis, is a condition.
-    blocks = order.shape[1] // block + 2
-    order = functional.pad(order, (1, blocks * block - order.shape[1] - 1)).unfold(1, block, block)
-    factors, rows = _rows(order, b, g)  # (B, blocks, block, 1) and (B, blocks, block, D)
+    chunk = 32 if g.device.type == "cpu" else 128
+    # Two chunks at least, and `unfold`: to an export a single one, or the size of a reshaped axis, is a condition.
+    chunks = order.shape[1] // chunk + 2
+    order = functional.pad(order, (1, chunks * chunk - order.shape[1] - 1)).unfold(1, chunk, chunk)
+    factors, rows = _rows(order, b, g)  # (B, chunks, chunk, 1) and (B, chunks, chunk, D)
     rows[:, 0, 0] = 0  # row k becomes the sum of the first k
     plain, weighted = _rows(counts, _prefix_sums(rows), _prefix_sums(factors * rows))
     return torch.addcmul(weighted, a, plain), plain
 
 
 def _prefix_sums(rows: Tensor) -> Tensor:
-    """Return the running sums of rows in blocks, `(B, blocks, block, D)` -> `(B, blocks * block, D)`."""
+    """Return the running sums of rows in chunks, `(B, chunks, chunk, D)` -> `(B, chunks * chunk, D)`."""
     inside = running_sums(rows, by_product=rows.device.type == "cpu")
     inside += functional.pad(inside[:, :, -1], (0, 0, 1, -1)).cumsum(dim=1)[:, :, None]
     return inside.flatten(1, 2)

@@ -15,7 +15,7 @@ from nonlocal_core.networks.recipes import Positions
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.options import SpecOptions
 from nonlocal_torch.block import NonLocalBlock
-from nonlocal_torch.network import check_module, run_once
+from nonlocal_torch.networks.look import check_module, run_once
 
 __all__ = ["insert_nonlocal", "remove_nonlocal"]
 

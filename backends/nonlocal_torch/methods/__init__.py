@@ -1,0 +1,3 @@
+"""The methods that compute the operation, one module for each."""
+
+__all__: list[str] = []

@@ -1,0 +1,27 @@
+"""The method "reassociated": the dot-product form by two small products instead of the matrix of weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nonlocal_core.arguments import known_sizes
+from nonlocal_core.planning import keys_first
+from nonlocal_core.spec.form import Form
+from nonlocal_torch.methods.pairwise import count_keys
+
+__all__ = ["reassociated"]
+
+
+def reassociated(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Tensor | None) -> Tensor:
+    """Return theta (phi^T g) / M, by the cheaper order of the products; the array between them takes the factors.
+
+    The operands are in at least float32.
+    """
+    count = count_keys(phi, key_mask)
+    sizes = theta.shape[1], phi.shape[1]
+    # In an export a comparison would bind the sizes.
+    queries, keys = (None, None) if torch.compiler.is_exporting() else known_sizes(sizes)
+    if keys_first(queries, keys, phi.shape[2], g.shape[2]):
+        return theta @ (form.scale * (phi.mT @ g) / count)
+    return (form.scale * (theta @ phi.mT) / count) @ g
