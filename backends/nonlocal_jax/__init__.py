@@ -1,5 +1,7 @@
 """The non-local block for JAX, as pure functions and as a Flax module; arrays are channels last, `(B, S1..Sk, C)`."""
 
+import sys
+
 try:
     import flax as _flax  # noqa: F401
     import jax as _jax  # noqa: F401
@@ -9,8 +11,9 @@ except ImportError as error:
 
 from nonlocal_jax.block import NonLocalBlock
 from nonlocal_jax.function import attention, nonlocal_block, updated_statistics
-from nonlocal_jax.insert import insert_nonlocal, remove_nonlocal
-from nonlocal_jax.network import attention_of, check_identity
+from nonlocal_jax.networks import insert, look
+from nonlocal_jax.networks.insert import insert_nonlocal, remove_nonlocal
+from nonlocal_jax.networks.look import attention_of, check_identity
 from nonlocal_jax.op import nonlocal_op
 
 __all__ = [
@@ -24,3 +27,6 @@ __all__ = [
     "remove_nonlocal",
     "updated_statistics",
 ]
+
+# Where 0.1.0 had these modules, and its pickles look for their functions.
+sys.modules |= {f"{__name__}.insert": insert, f"{__name__}.network": look}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self, Unpack
 
@@ -14,17 +13,17 @@ from jax import Array
 
 from nonlocal_core.arguments import check_floating
 from nonlocal_core.errors import fail_type
-from nonlocal_core.networks.folding import fold_norm
+from nonlocal_core.networks.block import CanonicalBlock
 from nonlocal_core.planning import check_method
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.options import SpecOptions
-from nonlocal_core.spec.parameters import STATISTICS, check_params, initial_moments, param_shapes
-from nonlocal_jax.function import attention, block_and_moments, running
+from nonlocal_core.spec.parameters import STATISTICS, initial_moments, param_shapes
+from nonlocal_jax.function import attention, block_and_statistics, running_statistics
 
 __all__ = ["NonLocalBlock"]
 
 
-class NonLocalBlock(nnx.Module):
+class NonLocalBlock(CanonicalBlock, nnx.Module):
     """Add to every position of its input what it gathers from all others (Wang et al., CVPR 2018, equation 6).
 
     One class serves sequences, images and videos: the rank comes from the input. As with `nnx.BatchNorm`, a new
@@ -79,6 +78,7 @@ class NonLocalBlock(nnx.Module):
         for name, shape in param_shapes(self.spec).items():
             layer, _, kind = name.partition(".")
             mean, deviation = initial_moments(name, self.spec)
+            variable: nnx.Variable[Array]
             if name in STATISTICS:
                 variable = nnx.BatchStat(jnp.full(shape, mean, jnp.promote_types(param_dtype, jnp.float32)))
             elif deviation:
@@ -101,8 +101,7 @@ class NonLocalBlock(nnx.Module):
         param_dtype: Any = jnp.float32,
     ) -> Self:
         """Return a new block that computes `spec`."""
-        options = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
-        return cls(**options, rngs=rngs, method=method, dtype=dtype, param_dtype=param_dtype)
+        return cls(**vars(spec), rngs=rngs, method=method, dtype=dtype, param_dtype=param_dtype)
 
     def __call__(self, x: Array, key_mask: Array | None = None) -> Array:
         """Return z_i = x_i + norm(W_z y_i + b_z).
@@ -118,10 +117,12 @@ class NonLocalBlock(nnx.Module):
             TypeError: if `x` is not floating point or `key_mask` is not boolean.
             ValueError: if a shape does not fit the spec.
         """
-        params, training = self._params(), not self.use_running_average
-        z, found = block_and_moments(x, params, self.spec, key_mask, training, method=self.method, dtype=self.dtype)
-        if found is not None:
-            self._assign(running(params, self.spec, found))
+        variables, training = self._variables(), not self.use_running_average
+        params = {name: variable[...] for name, variable in variables.items()}
+        z, found = block_and_statistics(x, params, self.spec, key_mask, training, method=self.method, dtype=self.dtype)
+        if found:
+            for name, value in running_statistics(params, self.spec, found).items():
+                variables[name][...] = value
         return z
 
     def attention(self, x: Array, positions: Any = None, key_mask: Array | None = None) -> Array:
@@ -140,73 +141,40 @@ class NonLocalBlock(nnx.Module):
             TypeError: if an argument has a wrong type.
             ValueError: if a shape does not fit the spec or a position is out of range.
         """
-        return attention(x, self._params(), self.spec, positions, key_mask, dtype=self.dtype)
-
-    def export_params(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Return a copy of the parameters under their canonical names, as NumPy arrays (bfloat16 as float32)."""
-        return {
-            name: np.array(array, np.float32 if array.dtype == jnp.bfloat16 else array.dtype)
-            for name, array in self._params().items()
-        }
-
-    def import_params(self, params: Mapping[str, Any]) -> None:
-        """Take over parameters under their canonical names; nothing changes if they do not fit.
-
-        Args:
-            params: a mapping from exactly the names of `nonlocal_core.param_shapes(self.spec)` to arrays.
-
-        Raises:
-            TypeError: if `params` is not a mapping.
-            ValueError: if a parameter is missing or unknown, or has a wrong shape.
-        """
-        check_params(params, self.spec)
-        self._assign({name: _like(old, params[name]) for name, old in self._params().items()})
-
-    def fold_norm(self) -> Self:
-        """Return a new block without norm that computes what this one computes in evaluation.
-
-        Method, devices, dtypes and mode are those of this block; see `nonlocal_core.fold_norm` for the formulas.
-
-        Raises:
-            ValueError: if there is no norm.
-
-        Example:
-            >>> block = NonLocalBlock(64, norm="batch", zero_init=False, rngs=nnx.Rngs(0))
-            >>> block.eval()
-            >>> folded, x = block.fold_norm(), jax.random.normal(jax.random.key(1), (2, 9, 64))
-            >>> folded.spec.norm, bool(jnp.allclose(folded(x), block(x), atol=1e-6))
-            (None, True)
-        """
-        params, spec = fold_norm(self.export_params(), self.spec)
-        folded = self.from_spec(
-            spec, rngs=nnx.Rngs(0), method=self.method, dtype=self.dtype, param_dtype=self.param_dtype
-        )
-        folded.use_running_average = self.use_running_average
-        old = self._params()
-        # A bias that was not there has the shape of the norm's.
-        for name, array in params.items():
-            folded._variable(name)[...] = _like(old.get(name, old["norm.bias"]), array)  # noqa: SLF001 - its own
-        return folded
+        return attention(x, self._canonical(), self.spec, positions, key_mask, dtype=self.dtype)
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """Set the mode of a view, for `nnx.view`."""
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
-    def _variable(self, name: str) -> Any:
-        layer, _, kind = name.partition(".")
-        return getattr(self, layer)[kind]
+    def _variables(self) -> dict[str, nnx.Variable[Array]]:
+        """Return the variables under their canonical names."""
+        names = {name: name.partition(".") for name in param_shapes(self.spec)}
+        return {name: getattr(self, layer)[kind] for name, (layer, _, kind) in names.items()}
 
-    def _params(self) -> dict[str, Array]:
-        """Return the parameters and statistics under their canonical names."""
-        return {name: self._variable(name)[...] for name in param_shapes(self.spec)}
+    def _canonical(self) -> dict[str, Array]:
+        return {name: variable[...] for name, variable in self._variables().items()}
 
-    def _assign(self, arrays: Mapping[str, Array]) -> None:
-        for name, array in arrays.items():
-            self._variable(name)[...] = array
+    def _assign(self, params: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        variables = self._variables()
+        values = {name: _in_place_of(variables[name][...], value) for name, value in params.items()}
+        for name, value in values.items():
+            variables[name][...] = value
+
+    def _like(self, spec: NonLocalSpec) -> Self:
+        block = self.from_spec(
+            spec, rngs=nnx.Rngs(0), method=self.method, dtype=self.dtype, param_dtype=self.param_dtype
+        )
+        block.use_running_average = self.use_running_average
+        old = self._canonical()
+        for name, variable in block._variables().items():  # noqa: SLF001 - its own
+            # A bias that was not there goes where that of the norm is.
+            variable[...] = _in_place_of(old.get(name, old.get("norm.bias", variable[...])), variable[...])
+        return block
 
 
-def _like(old: Array, new: Any) -> Array:
-    """Return a new value in the dtype of the old one."""
+def _in_place_of(old: Array, new: Any) -> Array:
+    """Return a new value in the dtype and on the devices of the old one."""
     # Bound to a device only where the old array was: else it could not meet arrays on several.
     return jax.device_put(np.asarray(new).astype(old.dtype), old.sharding if old.committed else None)

@@ -1,7 +1,7 @@
 """Modules that do more when they are called than their class says.
 
 Flax has no hooks, and a wrapper would change the paths of all that it wraps. So a module stays where it is and its
-class becomes a subclass of the same name.
+class becomes a subclass of the same name, whose call is another.
 """
 
 from __future__ import annotations
@@ -9,22 +9,32 @@ from __future__ import annotations
 import copyreg
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flax import nnx
 
-__all__ = ["become", "has_become", "note", "notes", "restore"]
+if TYPE_CHECKING:
+    from flax.nnx.module import ModuleMeta
+else:
+    ModuleMeta = type(nnx.Module)  # wherever this version of Flax has it
 
-_NOTES = "nonlocal_notes"
+__all__ = ["change_call", "is_changed", "keep_value", "kept_values", "restore_call"]
+
+_KEPT = "nonlocal_kept"
 
 
-class _Changed(type(nnx.Module)):
+class _Changed(ModuleMeta):
     """The type of the classes that are made here."""
+
+    _made_of: tuple[type[nnx.Module], Callable[..., Any]]
 
 
 @functools.cache
-def _changed(kind: type[nnx.Module], call: Callable[..., Any]) -> type[nnx.Module]:
-    """Return the subclass, always the same one: equal models have equal graphs then, and are traced once."""
+def _changed(kind: type[nnx.Module], call: Callable[..., Any]) -> _Changed:
+    """Return the subclass, always the same one: equal models have equal graphs then, and are traced once.
+
+    Pickles of networks with blocks name this function.
+    """
 
     @functools.wraps(kind.__call__, updated=())
     def called(self: nnx.Module, *args: Any, **kwargs: Any) -> Any:
@@ -39,29 +49,29 @@ def _changed(kind: type[nnx.Module], call: Callable[..., Any]) -> type[nnx.Modul
 copyreg.pickle(_Changed, lambda changed: (_changed, changed._made_of))  # noqa: SLF001 - set above
 
 
-def become(module: nnx.Module, call: Callable[..., Any]) -> None:
+def change_call(module: nnx.Module, call: Callable[..., Any]) -> None:
     """Let a module compute `call(module, own_call, *args, **kwargs)`; `call` must be found by its name."""
     object.__setattr__(module, "__class__", _changed(type(module), call))
 
 
-def has_become(module: nnx.Module) -> bool:
-    """Return whether `become` has changed a module."""
+def is_changed(module: nnx.Module) -> bool:
+    """Return whether `change_call` has changed a module."""
     return isinstance(type(module), _Changed)
 
 
-def restore(module: nnx.Module) -> None:
+def restore_call(module: nnx.Module) -> None:
     """Give a module its own class back."""
     object.__setattr__(module, "__class__", type(module).__base__)
 
 
-def note(module: nnx.Module, value: Any) -> None:
+def keep_value(module: nnx.Module, value: Any) -> None:
     """Keep a value in a module: as a variable, which leaves a transformation when that ends."""
-    if not hasattr(module, _NOTES):
-        setattr(module, _NOTES, nnx.Intermediate(()))
-    variable = getattr(module, _NOTES)
+    if not hasattr(module, _KEPT):
+        setattr(module, _KEPT, nnx.Intermediate(()))
+    variable = getattr(module, _KEPT)
     variable.set_value((*variable.get_value(), value))
 
 
-def notes(module: nnx.Module) -> tuple[Any, ...]:
+def kept_values(module: nnx.Module) -> tuple[Any, ...]:
     """Return the values that were kept."""
-    return getattr(module, _NOTES).get_value() if hasattr(module, _NOTES) else ()
+    return getattr(module, _KEPT).get_value() if hasattr(module, _KEPT) else ()

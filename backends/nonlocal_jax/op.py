@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from nonlocal_core.arguments import known_sizes
-from nonlocal_core.planning import plan
+from nonlocal_core.planning import plan_call
 from nonlocal_core.spec.calls import check_op
 from nonlocal_core.spec.form import Form
-from nonlocal_jax.methods import pairwise, reassociated, streamed
-from nonlocal_jax.sorted import sorted_
+from nonlocal_jax.arrays import device_kind
+from nonlocal_jax.methods.pairwise import pairwise as pairwise_
+from nonlocal_jax.methods.reassociated import reassociated
+from nonlocal_jax.methods.sorted import sorted_
+from nonlocal_jax.methods.streamed import streamed
 
-__all__ = ["nonlocal_op"]
+__all__ = ["aggregate", "nonlocal_op"]
 
 
 def nonlocal_op(
@@ -63,7 +64,8 @@ def nonlocal_op(
         Array([1., 1.], dtype=float32)
     """
     form = check_op(theta, phi, g, pairwise, scale, concat_weight, concat_bias, normalize, key_mask, method)
-    return aggregate(*map(jnp.asarray, (theta, phi, g)), form, key_mask, method)
+    theta, phi, g = (jnp.asarray(array) for array in (theta, phi, g))
+    return aggregate(theta, phi, g, form, key_mask, method)
 
 
 def aggregate(theta: Array, phi: Array, g: Array, form: Form, key_mask: Array | None, method: str) -> Array:
@@ -71,33 +73,14 @@ def aggregate(theta: Array, phi: Array, g: Array, form: Form, key_mask: Array | 
     valid = None
     if key_mask is not None:
         valid = jnp.asarray(key_mask)
-        phi, g = (jnp.where(valid[..., None], a, 0) for a in (phi, g))
-    batch, queries, inner = known_sizes(theta.shape)
-    keys, width = known_sizes(g.shape[1:])
-    chosen = plan(
-        method,
-        form.pairwise,
-        backend="jax",
-        device=_device(),
-        dtype=theta.dtype.name,
-        batch=batch,
-        queries=queries,
-        keys=keys,
-        inner=None if inner is None or width is None else max(inner, width),
-        gradients=True,  # a trace does not tell
-    )
-    if chosen.method == "streamed":
-        y = streamed(theta, phi, g, form, valid, chosen.rows)
+        phi, g = (jnp.where(valid[..., None], array, 0) for array in (phi, g))
+    device, gradients = device_kind(), True  # a trace does not tell whether any are asked for
+    plan = plan_call(theta, g, form.pairwise, method, backend="jax", device=device, gradients=gradients)
+    if plan.rows is not None:
+        y = streamed(theta, phi, g, form, valid, plan.rows)
     else:
-        y = _METHODS[chosen.method](theta, phi, g, form, valid)
+        y = _METHODS[plan.method](theta, phi, g, form, valid)
     return y.astype(theta.dtype)
 
 
-_METHODS = {"pairwise": pairwise, "reassociated": reassociated, "sorted": sorted_}
-
-
-def _device() -> str:
-    """Return the kind of device that JAX computes on unless arrays are bound to another, which a trace cannot see."""
-    default = jax.config.jax_default_device
-    platform = jax.default_backend() if default is None else getattr(default, "platform", default)
-    return "cpu" if platform == "cpu" else "gpu"
+_METHODS = {"pairwise": pairwise_, "reassociated": reassociated, "sorted": sorted_}

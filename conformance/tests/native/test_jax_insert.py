@@ -4,6 +4,7 @@ import copy
 import functools
 import pickle
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -339,6 +340,19 @@ def test_networks_and_their_graphs_can_be_pickled():
     remove_nonlocal(twin)
     assert type(twin.layers[0]) is nnx.Conv
     assert not np.allclose(run(twin, X), run(model, X))
+
+
+def test_a_network_that_0_1_0_has_pickled_computes_what_it_did():
+    # Two LayerNorms with a block after the first, pickled when `insert` and `hosts` lay beside each other.
+    saved = (Path(__file__).parent / "saved" / "jax_network.pkl").read_bytes()
+    model, bare = (pickle.loads(saved) for _ in range(2))  # noqa: S301 - its own
+    remove_nonlocal(bare)
+    x = np.random.default_rng(3).normal(size=(2, 5, 7, 4)).astype("float32")
+    block, flow = model.layers[0].nonlocal_block, np.asarray(bare.layers[0](x), "float64")
+    expected = nlc.nonlocal_block(flow, block.export_params(), block.spec)
+    assert_close("z", np.asarray(model.layers[0](x)), expected, dtype="float32")
+    assert type(bare.layers[0]) is nnx.LayerNorm
+    assert not np.allclose(run(model, x), run(bare, x))
 
 
 def test_a_plain_dict_carries_the_state_to_an_equal_network():

@@ -15,8 +15,8 @@ from nonlocal_conformance.drivers.jax import quick_options
 from nonlocal_core.planning import exact_method
 from nonlocal_core.spec.form import Form
 from nonlocal_jax import NonLocalBlock, attention, nonlocal_block, nonlocal_op, updated_statistics
-from nonlocal_jax.methods import streamed
-from nonlocal_jax.sorted import running_sums, triangular_sums
+from nonlocal_jax.methods.sorted import running_sums, triangular_sums
+from nonlocal_jax.methods.streamed import streamed
 
 FORMS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 EXACT = [(form, exact_method(form)) for form in FORMS]

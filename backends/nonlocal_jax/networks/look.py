@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from flax import nnx
 from jax import Array
 
 from nonlocal_core.errors import fail_type
 from nonlocal_core.networks.attention_map import AttentionMap
-from nonlocal_core.networks.insertion import check_calls, check_identities, resolve_block
+from nonlocal_core.networks.insertion import call_arguments, check_calls, check_identities, resolve_block
 from nonlocal_jax.block import NonLocalBlock
-from nonlocal_jax.hosts import become, note, notes
+from nonlocal_jax.hosts import change_call, keep_value, kept_values
 
-__all__ = ["arguments", "attention_of", "check_identity", "modules_of"]
+__all__ = ["attention_of", "check_identity", "modules_of"]
 
 
 def check_identity(model: nnx.Module) -> None:
@@ -75,13 +76,14 @@ def attention_of(model: nnx.Module, x: Any, block: str | None = None, positions:
     blocks = _blocks(model)
     name = resolve_block(block, blocks)
     chosen = blocks[name]
-    become(chosen, _note_arguments)
-    args, kwargs = arguments(x)
+    change_call(chosen, _keep_arguments)
+    args, kwargs = call_arguments(x)
     model(*args, **kwargs)
-    entered = notes(chosen)
+    entered = kept_values(chosen)
     check_calls("block", name, len(entered))
     ((x, key_mask),) = entered
-    return AttentionMap(chosen.attention(x, positions, key_mask), positions, x.shape[1:-1], chosen.spec)
+    weights = np.asarray(chosen.attention(x, positions, key_mask))
+    return AttentionMap(weights, positions, x.shape[1:-1], chosen.spec)
 
 
 def check_module(model: nnx.Module) -> None:
@@ -96,18 +98,11 @@ def modules_of(model: nnx.Module) -> dict[str, nnx.Module]:
     return {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
 
 
-def arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the positional and the keyword arguments that an array, a tuple or a dict stands for."""
-    if isinstance(given, Mapping):
-        return (), dict(given)
-    return (given if isinstance(given, tuple) else (given,)), {}
-
-
 def _blocks(model: nnx.Module) -> dict[str, NonLocalBlock]:
     """Return every non-local block in a network by its path."""
     return {name: module for name, module in modules_of(model).items() if isinstance(module, NonLocalBlock)}
 
 
-def _note_arguments(block: nnx.Module, own_call: Callable[..., Any], x: Array, key_mask: Array | None = None) -> Array:
-    note(block, (x, key_mask))
+def _keep_arguments(block: nnx.Module, own_call: Callable[..., Any], x: Array, key_mask: Array | None = None) -> Array:
+    keep_value(block, (x, key_mask))
     return own_call(x, key_mask)

@@ -12,13 +12,13 @@ from flax import nnx
 
 from nonlocal_core.arguments import known_sizes
 from nonlocal_core.errors import fail_type, fail_value
-from nonlocal_core.networks.insertion import CHILD, Insertion, check_flow, fail_taken, resolve_places
+from nonlocal_core.networks.insertion import CHILD, Insertion, call_arguments, check_flow, fail_taken, resolve_places
 from nonlocal_core.networks.recipes import Positions
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.options import SpecOptions
 from nonlocal_jax.block import NonLocalBlock
-from nonlocal_jax.hosts import become, has_become, note, notes, restore
-from nonlocal_jax.network import arguments, modules_of
+from nonlocal_jax.hosts import change_call, is_changed, keep_value, kept_values, restore_call
+from nonlocal_jax.networks.look import modules_of
 
 __all__ = ["insert_nonlocal", "remove_nonlocal"]
 
@@ -79,8 +79,8 @@ def insert_nonlocal(
     hosts = {place: named[place] for place in places}
     _check_free(hosts)
     insertions = {}
-    for place, flows in zip(places, _trace(model, places, example_input, _note_at), strict=True):
-        shape = known_sizes(check_flow(place, flows).shape)
+    for place, flows in zip(places, _trace(model, places, example_input, _keep_at), strict=True):
+        shape: tuple[Any, ...] = known_sizes(check_flow(place, flows).shape)  # the spec refuses unknown channels
         spec = NonLocalSpec(channels=shape[-1], **options)
         spec.check_input(shape)
         insertions[place] = Insertion(place, f"{place}.{CHILD}", shape, spec)
@@ -89,7 +89,7 @@ def insert_nonlocal(
 
     def try_at(place: str, host: nnx.Module) -> None:
         block = make(insertions[place].spec, rngs=nnx.Rngs(0))
-        block.eval()
+        block.use_running_average = True
         _put(host, block)
 
     _trace(model, places, example_input, try_at)
@@ -118,12 +118,12 @@ def remove_nonlocal(model: nnx.Module) -> None:
         >>> [path for path, _ in nnx.to_flat_state(nnx.state(model))]
         [('layers', 0, 'bias'), ('layers', 0, 'kernel')]
     """
-    hosts = [module for module in modules_of(model).values() if has_become(module)]
+    hosts = [module for module in modules_of(model).values() if is_changed(module)]
     if not hosts:
         raise fail_value("model", "have at least one inserted non-local block", "none")
     for host in hosts:
         delattr(host, CHILD)
-        restore(host)
+        restore_call(host)
 
 
 def _named(model: nnx.Module) -> dict[str, Any]:
@@ -150,8 +150,8 @@ def _check_free(hosts: Mapping[str, Any]) -> None:
 def _trace(
     model: nnx.Module, places: list[str], example_input: Any, change: Callable[[str, nnx.Module], None]
 ) -> list[tuple[Any, ...]]:
-    """Trace a copy of a network, changed at places, and return the shape and dtype of what is noted at each."""
-    leaves, structure = jax.tree.flatten(arguments(example_input))
+    """Trace a copy of a network, changed at places, and return the shape and dtype of what is kept at each."""
+    leaves, structure = jax.tree.flatten(call_arguments(example_input))
     arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")}  # the others stay what they are
     graph, state = nnx.split(model)
 
@@ -163,7 +163,7 @@ def _trace(
             change(place, named[place])
         args, kwargs = jax.tree.unflatten(structure, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
         copy(*args, **kwargs)
-        return [notes(named[place]) for place in places]
+        return [kept_values(named[place]) for place in places]
 
     try:
         return jax.eval_shape(run, state, arrays)
@@ -185,19 +185,19 @@ def _in_evaluation(model: nnx.Module) -> bool:
 
 def _put(host: nnx.Module, block: NonLocalBlock) -> None:
     setattr(host, CHILD, block)
-    become(host, _through_child)
+    change_call(host, _through_child)
 
 
 def _through_child(host: nnx.Module, own_call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return getattr(host, CHILD)(own_call(*args, **kwargs))
 
 
-def _note_at(_place: str, host: nnx.Module) -> None:
+def _keep_at(_place: str, host: nnx.Module) -> None:
     if callable(host):
-        become(host, _note_result)
+        change_call(host, _keep_result)
 
 
-def _note_result(host: nnx.Module, own_call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _keep_result(host: nnx.Module, own_call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     result = own_call(*args, **kwargs)
-    note(host, result)
+    keep_value(host, result)
     return result

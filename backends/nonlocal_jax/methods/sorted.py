@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from nonlocal_core.spec.form import Form
-from nonlocal_jax.methods import halves, product
+from nonlocal_jax.arrays import product
+from nonlocal_jax.methods.pairwise import summands
 
 __all__ = ["running_sums", "sorted_", "triangular_sums"]
 
-BLOCK = 128
-"""The largest number of keys in a block: a prefix sum takes that many steps, in all blocks at once."""
+CHUNK = 128
+"""The largest number of keys in a chunk: a prefix sum takes that many steps, in all chunks at once."""
 
 
 def sorted_(theta: Array, phi: Array, g: Array, form: Form, valid: Array | None) -> Array:
@@ -26,7 +27,7 @@ def sorted_(theta: Array, phi: Array, g: Array, form: Form, valid: Array | None)
         # A gather needs at least one key, which a symbolic number of them does not promise: one that is not valid.
         valid = jnp.ones(phi.shape[:2], bool) if valid is None else valid
         phi, g, valid = (jnp.pad(array, ((0, 0), (0, 1), (0, 0))[: array.ndim]) for array in (phi, g, valid))
-    a, b = halves(theta, phi, form, dtype)
+    a, b = summands(theta, phi, form, dtype)
     rising = -b if valid is None else jnp.where(valid, -b, jnp.inf)
     places = lax.broadcasted_iota(jnp.int32, b.shape, 1)
     rising, order = lax.sort((lax.stop_gradient(rising), places), dimension=1, num_keys=1, is_stable=False)
@@ -38,10 +39,10 @@ def sorted_(theta: Array, phi: Array, g: Array, form: Form, valid: Array | None)
     active = _counts(rising, lax.stop_gradient(a))
 
     keys = b.shape[1]
-    blocks = keys // BLOCK + 1
-    steps = keys // blocks + 1 if isinstance(keys, int) else BLOCK  # with room for the sum of all keys
-    order = jnp.pad(order, ((0, 0), (0, blocks * steps - keys)))
-    order = jnp.moveaxis(order.reshape(-1, blocks, steps), 2, 0)
+    chunks = keys // CHUNK + 1
+    steps = keys // chunks + 1 if isinstance(keys, int) else CHUNK  # with room for the sum of all keys
+    order = jnp.pad(order, ((0, 0), (0, chunks * steps - keys)))
+    order = jnp.moveaxis(order.reshape(-1, chunks, steps), 2, 0)
     samples = jnp.arange(b.shape[0], dtype=jnp.int32)[:, None]
     b, g = (array.at[samples, order].get(mode="promise_in_bounds") for array in (b[..., None], g))
     g = g.astype(dtype)
@@ -66,7 +67,7 @@ def _counts(rising: Array, a: Array) -> Array:
 
 
 def _prefix_sums(values: Array) -> Array:
-    """Return for each place of `(steps, B, blocks, D)` the sum of what comes before it, in this block or another."""
+    """Return for each place of `(steps, B, chunks, D)` the sum of what comes before it, in this chunk or another."""
     inside, totals = lax.platform_dependent(values, cpu=running_sums, default=triangular_sums)
     return inside + (jnp.cumsum(totals, axis=1) - totals)
 

@@ -1,0 +1,124 @@
+"""The layers around the operation: from x to theta, phi, g and the valid keys of every set, and from y to z."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from nonlocal_core.geometry import Sets, cut, set_numbers, uncut, windows_of
+from nonlocal_core.spec import NonLocalSpec
+from nonlocal_jax.arrays import product
+
+__all__ = ["Params", "embed", "embed_rows", "result"]
+
+Params = Mapping[str, Any]
+
+
+def embed(
+    x: Array, params: Params, spec: NonLocalSpec, sets: Sets, key_mask: Array | None
+) -> tuple[Array, Array, Array, Array | None]:
+    """Return theta (B', N', C'), phi and g (B', M', C'), and which keys are valid (B', M'), for each set."""
+    x = cut(jnp, x, sets)
+    mask = None if key_mask is None else _mask_windows(key_mask, sets)
+    if sets.window is not None and spec.subsample_at == "input":
+        (theta,) = _project(x, params, "theta")
+        phi, g = _project(_pool(x, sets, mask), params, "phi", "g")
+    else:
+        theta, phi, g = _project(x, params, "theta", "phi", "g")
+        phi, g = _pool(phi, sets, mask), _pool(g, sets, mask)
+    theta = theta.reshape(theta.shape[0], sets.queries, theta.shape[-1])
+    return theta, phi, g, None if mask is None else jnp.any(mask, axis=2)[..., 0]
+
+
+def embed_rows(
+    x: Array, params: Params, spec: NonLocalSpec, sets: Sets, key_mask: Array | None, chosen: Array | None
+) -> tuple[Array, Array, Array]:
+    """Return theta of the chosen positions (B, Q, C'), phi of all keys (B, M, C'), and which serve (B or 1, Q, M)."""
+    flat = x.reshape(x.shape[0], math.prod(sets.grid), x.shape[-1])
+    query_sets, key_sets = set_numbers(jnp, sets, None)
+    if chosen is not None:
+        flat, query_sets = flat[:, chosen], query_sets[chosen]
+    x = cut(jnp, x, sets)
+    mask = None if key_mask is None else _mask_windows(key_mask, sets)
+    if sets.window is not None and spec.subsample_at == "input":
+        (phi,) = _project(_pool(x, sets, mask), params, "phi")
+    else:
+        (phi,) = _project(x, params, "phi")
+        phi = _pool(phi, sets, mask)
+    phi, valid = uncut(jnp, phi, sets), (query_sets[:, None] == key_sets)[None]
+    if mask is not None:
+        serves = uncut(jnp, jnp.any(mask, axis=2), sets)
+        phi, valid = jnp.where(serves, phi, 0), valid & serves.mT
+    (theta,) = _project(flat, params, "theta")
+    return theta, phi, valid
+
+
+def result(
+    y: Array, x: Array, params: Params, spec: NonLocalSpec, sets: Sets, training: bool
+) -> tuple[Array, dict[str, Array]]:
+    """Return z, with the shape and the dtype of `x`, from y (B', N', C'), and the statistics found in training."""
+    found: dict[str, Array] = {}
+    (r,) = _project(uncut(jnp, y, sets), params, "out")
+    if spec.norm is not None:
+        r, found = _normalized(r, params, spec, training)
+    z = r.reshape(x.shape).astype(x.dtype)
+    return x + z if spec.residual else z, found
+
+
+def _normalized(a: Array, params: Params, spec: NonLocalSpec, training: bool) -> tuple[Array, dict[str, Array]]:
+    """Return norm(a) of `(B, N, C)`, and the mean and the biased variance of each channel where they were taken."""
+    a = a.astype(jnp.promote_types(a.dtype, jnp.float32))
+    norm = {name: jnp.asarray(value, a.dtype) for name, value in params.items() if name.startswith("norm.")}
+    found: dict[str, Array] = {}
+    if spec.norm == "batch":
+        mean, variance = (lax.stop_gradient(norm[f"norm.{name}"]) for name in ("mean", "variance"))
+        if training:
+            mean, variance = _moments(a)
+            found = {"norm.mean": mean, "norm.variance": variance}
+        a = (a - mean) * lax.rsqrt(variance + spec.norm_epsilon)
+    return a * norm["norm.weight"] + norm["norm.bias"], found
+
+
+def _moments(a: Array) -> tuple[Array, Array]:
+    """Return the mean and the biased variance of each channel of `(B, N, C)`."""
+    # The rounding errors of one long sum are felt after some steps of training; what it leaves over is small,
+    # and its sum exact enough. Any shift gives the same moments, so the shift needs no gradient.
+    shift = lax.stop_gradient(jnp.mean(a, axis=(0, 1)))
+    rest = jnp.mean(a - shift, axis=(0, 1))
+    return shift + rest, jnp.mean(jnp.square(a - shift), axis=(0, 1)) - jnp.square(rest)
+
+
+def _project(a: Array, params: Params, *layers: str) -> list[Array]:
+    """Return W a + b of each layer in the dtype of `a`, all by one product, and `a` itself for a layer without W."""
+    weights = {name: jnp.asarray(params[f"{name}.weight"], a.dtype) for name in layers if f"{name}.weight" in params}
+    results = dict.fromkeys(layers, a)
+    if weights:
+        together = product("...c,dc->...d", a, jnp.concatenate(list(weights.values())), a.dtype)
+        results |= zip(weights, jnp.split(together, len(weights), axis=-1), strict=True)
+    biases = {name: params.get(f"{name}.bias") for name in layers}
+    return [b if biases[name] is None else b + jnp.asarray(biases[name], a.dtype) for name, b in results.items()]
+
+
+def _mask_windows(key_mask: Array, sets: Sets) -> Array:
+    """Return the pooling windows of the mask, (B', M', K, 1)."""
+    return windows_of(jnp, cut(jnp, jnp.asarray(key_mask)[..., None], sets), sets)
+
+
+def _pool(a: Array, sets: Sets, mask: Array | None) -> Array:
+    """Return the largest valid value of each window of `(B', *inner, C)` as `(B', M', C)`, 0 where none is.
+
+    `mask` holds the windows of the mask, (B', M', K, 1); without a pooling window it changes nothing.
+    """
+    if sets.window is None:
+        return a.reshape(a.shape[0], sets.keys, a.shape[-1])
+    windows = windows_of(jnp, a, sets)
+    if mask is not None:
+        windows = jnp.where(mask, windows, -jnp.inf)
+    # The first of equal values alone is chosen, and alone gets the gradient; `max` would divide it among them.
+    chosen = jnp.argmax(windows, axis=2, keepdims=True) == jnp.arange(windows.shape[2])[:, None]
+    largest = jnp.sum(jnp.where(chosen, windows, 0), axis=2)
+    return largest if mask is None else jnp.where(jnp.any(mask, axis=2), largest, 0)

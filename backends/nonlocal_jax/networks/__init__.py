@@ -1,0 +1,1 @@
+"""Networks that hold non-local blocks."""
