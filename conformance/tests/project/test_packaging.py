@@ -15,7 +15,7 @@ import nonlocal_core
 
 ROOT = Path(__file__).parents[3]
 ADAPTERS = ["backends/nonlocal_jax", "backends/nonlocal_tensorflow", "backends/nonlocal_torch"]
-PACKAGES = ["nonlocal_core", *ADAPTERS, "conformance/nonlocal_conformance"]
+PACKAGES = ["nonlocal_core", *ADAPTERS, "benchmarks/nonlocal_bench", "conformance/nonlocal_conformance"]
 INFO = f"nonlocal_core-{nonlocal_core.__version__}.dist-info"
 UV = [sys.executable, "-m", "uv"]
 
@@ -84,7 +84,8 @@ def test_the_source_archive_holds_what_a_test_run_needs(built):
     with tarfile.open(path) as archive:
         names = {name.split("/", 2)[1] for name in archive.getnames()}
     folders = {"backends", "benchmarks", "conformance", "docs", "examples", "nonlocal_core"}
-    files = {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "constraints.txt"}
+    files = {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "RELEASING.md"}
+    files |= {"SECURITY.md", "constraints.txt"}
     assert names == folders | files | {".gitignore", "PKG-INFO", "pyproject.toml"}
 
 
