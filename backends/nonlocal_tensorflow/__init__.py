@@ -1,5 +1,7 @@
 """The non-local block for Keras 3 on TensorFlow; tensors are channels last, `(B, S1..Sk, C)`."""
 
+import sys
+
 try:
     import tensorflow as tf  # noqa: F401
     from keras import config
@@ -17,9 +19,15 @@ if config.backend() != "tensorflow":
     )
     raise ImportError(message)
 
+from nonlocal_tensorflow import layers
 from nonlocal_tensorflow.block import NonLocalBlock
-from nonlocal_tensorflow.insert import insert_nonlocal, remove_nonlocal
-from nonlocal_tensorflow.network import attention_of, check_identity
+from nonlocal_tensorflow.networks import insert, look
+from nonlocal_tensorflow.networks.insert import insert_nonlocal, remove_nonlocal
+from nonlocal_tensorflow.networks.look import attention_of, check_identity
 from nonlocal_tensorflow.op import nonlocal_op
 
 __all__ = ["NonLocalBlock", "attention_of", "check_identity", "insert_nonlocal", "nonlocal_op", "remove_nonlocal"]
+
+# Where 0.1.0 had these modules, and its pickles look for functions and classes.
+for _name, _module in {"insert": insert, "network": look, "norm": layers}.items():
+    sys.modules[f"{__name__}.{_name}"] = _module

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import tensorflow as tf
 
-__all__ = ["channels_last", "device", "masked", "sizes", "wide"]
+from nonlocal_core.geometry import Sets
+from nonlocal_core.spec import NonLocalSpec
+
+__all__ = ["channels_last", "checks_when_run", "device", "flat", "masked", "sizes", "wide"]
 
 
+@cache
 def device() -> str:
     """Return the kind of device that TensorFlow computes on by default: a tensor in a trace has none yet."""
     return "gpu" if tf.config.list_physical_devices("GPU") else "cpu"
@@ -34,3 +40,29 @@ def wide(dtype: tf.DType) -> tf.DType:
 def masked(a: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """Return `a` (..., C) where the mask (...) is true, 0 elsewhere."""
     return tf.where(mask[..., None], a, tf.constant(0, a.dtype))
+
+
+def flat(a: tf.Tensor) -> tf.Tensor:
+    """Return `(B, S1..Sk, C)` as `(B, N, C)`."""
+    shape = sizes(a)
+    return tf.reshape(a, [shape[0], math.prod(shape[1:-1]), shape[-1]])
+
+
+def checks_when_run(
+    spec: NonLocalSpec, grid: tf.Tensor, sets: Sets, key_mask: tf.Tensor | None, *, training: bool
+) -> list[Any]:
+    """Return checks of the sizes that were unknown when the graph was traced; XLA leaves such checks out."""
+    shape, checks = tf.shape(grid), []
+    if spec.group_size is not None:
+        message = "`group_size` must divide the number of frames."
+        checks.append(tf.debugging.assert_equal(shape[1] % spec.group_size, 0, message))
+    for size, length in zip(sets.inner_sizes, sets.window or (1,) * len(sets.inner), strict=True):
+        message = "`subsample` must leave at least one window on every axis."
+        checks.append(tf.debugging.assert_greater_equal(size, length, message))
+    if key_mask is not None:
+        message = "`key_mask` must have the shape of `x` without its channels."
+        checks.append(tf.debugging.assert_equal(tf.shape(key_mask), shape[:-1], message))
+    if training and spec.norm == "batch":
+        message = "`x` must have more than one value per channel in training with norm 'batch'."
+        checks.append(tf.debugging.assert_greater(tf.reduce_prod(shape[:-1]), 1, message))
+    return [check for check in checks if check is not None]

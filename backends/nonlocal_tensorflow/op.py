@@ -6,15 +6,16 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from nonlocal_core.planning import Plan, keys_first, plan
+from nonlocal_core.planning import plan_call
 from nonlocal_core.spec.calls import check_op
 from nonlocal_core.spec.form import Form
 from nonlocal_tensorflow.arrays import device, masked, wide
-from nonlocal_tensorflow.sorted import sorted_sums
-from nonlocal_tensorflow.streamed import streamed
-from nonlocal_tensorflow.weights import pairwise_weights
+from nonlocal_tensorflow.methods.pairwise import pairwise_sums
+from nonlocal_tensorflow.methods.reassociated import reassociated
+from nonlocal_tensorflow.methods.sorted import sorted_sums
+from nonlocal_tensorflow.methods.streamed import streamed
 
-__all__ = ["nonlocal_op"]
+__all__ = ["aggregate", "nonlocal_op"]
 
 
 def nonlocal_op(
@@ -75,49 +76,17 @@ def aggregate(
     gradients: bool,
 ) -> tf.Tensor:
     """Compute the operation on checked arguments; `gradients` says whether some may be asked for."""
-    chosen = _plan(theta, phi, g, form, method, gradients=gradients)
+    chosen = plan_call(theta, g, form.pairwise, method, backend="tensorflow", device=device(), gradients=gradients)
     if key_mask is not None:
-        phi, g = (masked(a, key_mask) for a in (phi, g))
-    dtype = theta.dtype
-    theta, phi, g = (tf.cast(a, wide(dtype)) for a in (theta, phi, g))
-    valid = None if key_mask is None else key_mask[:, None, :]
-    if chosen.method == "streamed":
+        phi, g = masked(phi, key_mask), masked(g, key_mask)
+    dtype, computed = theta.dtype, wide(theta.dtype)
+    theta, phi, g = tf.cast(theta, computed), tf.cast(phi, computed), tf.cast(g, computed)
+    if chosen.rows is not None:
         y = streamed(theta, phi, g, form, key_mask, chosen.rows)
     elif chosen.method == "reassociated":
-        y = _reassociated(theta, phi, g, form.scale / _count(phi, valid))
+        y = reassociated(theta, phi, g, form, key_mask)
     elif chosen.method == "sorted":
-        y = form.scale * sorted_sums(theta, phi, g, form, key_mask) / _count(phi, valid)
+        y = sorted_sums(theta, phi, g, form, key_mask)
     else:
-        y = pairwise_weights(theta, phi, form, valid) @ g
+        y = pairwise_sums(theta, phi, g, form, key_mask)
     return tf.cast(y, dtype)
-
-
-def _plan(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, form: Form, method: str, *, gradients: bool) -> Plan:
-    batch, queries, inner = theta.shape
-    width = g.shape[-1]
-    return plan(
-        method,
-        form.pairwise,
-        backend="tensorflow",
-        device=device(),
-        dtype=theta.dtype.name,
-        batch=batch,
-        queries=queries,
-        keys=phi.shape[1],
-        inner=None if inner is None or width is None else max(inner, width),
-        gradients=gradients,
-    )
-
-
-def _reassociated(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Return the sum over j of (theta_i . phi_j) g_j times a factor, by the cheaper order of the two products."""
-    if keys_first(theta.shape[1], phi.shape[1], phi.shape[2], g.shape[2]):
-        return theta @ (factor * tf.matmul(phi, g, transpose_a=True))
-    return (factor * tf.matmul(theta, phi, transpose_b=True)) @ g
-
-
-def _count(phi: tf.Tensor, valid: tf.Tensor | None) -> tf.Tensor:
-    """Return the number of valid keys, () or (B, 1, 1), at least 1."""
-    if valid is None:
-        return tf.cast(tf.shape(phi)[1], phi.dtype)
-    return tf.maximum(tf.reduce_sum(tf.cast(valid, phi.dtype), axis=-1, keepdims=True), 1)

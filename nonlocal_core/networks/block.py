@@ -45,8 +45,9 @@ class CanonicalBlock:
 
         Raises:
             TypeError: if `params` is not a mapping.
-            ValueError: if a parameter is missing or unknown, or has a wrong shape.
+            ValueError: if a parameter is missing or unknown, or has a wrong shape, or the block has none yet.
         """
+        self._canonical()  # a block that has no parameters yet says so
         check_params(params, self.spec)
         self._assign({name: to_numpy(f"params[{name!r}]", params[name]) for name in params})
 

@@ -175,6 +175,17 @@ def test_one_trace_with_unknown_sizes_serves_them_all(options, masked, jit):
     assert len(traces) == 1
 
 
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("pairwise", ["gaussian", "dot_product"])
+def test_channels_unknown_to_the_trace_are_those_of_the_block(pairwise, jit):
+    block, x = filled_block(pairwise=pairwise, axes=(0,)), random_input(2, 5, 3, 6)
+    signature = [tf.TensorSpec([None] * 4, tf.float64)]
+    traced = tf.function(block.call, input_signature=signature, jit_compile=jit)
+    assert_near(traced(x), nlc.nonlocal_block(x, block.export_params(), block.spec))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="not compatible with expected shape"):
+        traced(random_input(2, 5, 3, 12))
+
+
 def test_groups_of_frames_are_cut_where_the_number_of_frames_is_unknown():
     block = filled_block(group_size=2, subsample=(1, 2, 2), norm="batch")
     traced = tf.function(block, input_signature=[tf.TensorSpec([None, None, None, None, 6], tf.float64)])

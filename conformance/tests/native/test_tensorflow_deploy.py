@@ -1,5 +1,8 @@
 """Blocks of Keras on their way to production: SavedModel, `.keras`, and norms folded away."""
 
+import importlib
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ import tensorflow as tf
 from keras import layers
 
 import nonlocal_core as nlc
+import nonlocal_tensorflow
 from nonlocal_tensorflow import NonLocalBlock, attention_of, insert_nonlocal
 
 FORMS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
@@ -84,6 +88,36 @@ def test_a_network_with_inserted_blocks_is_exported(tmp_path):
         expected = model(x).numpy()
         np.testing.assert_allclose(serve(x), expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
         assert not np.allclose(plain(x), expected)
+
+
+def test_a_network_that_version_0_1_0_wrote_is_loaded_and_computes_what_it_did():
+    saved = Path(__file__).parent / "saved"
+    model = keras.models.load_model(saved / "tensorflow.keras")
+    block, stored = model.get_layer("relu_nonlocal_block"), np.load(saved / "tensorflow.npz")
+    params = {name: stored[name] for name in stored.files if name not in {"x", "z"}}
+    assert isinstance(block, NonLocalBlock)
+    assert all(np.array_equal(a, params[name]) for name, a in block.export_params().items())
+    np.testing.assert_allclose(model(stored["x"]), stored["z"], rtol=1e-6, atol=1e-6)
+    relu = np.maximum(stored["x"], 0).astype("float64")
+    expected = nlc.nonlocal_block(relu, params, block.spec).reshape(2, -1)
+    np.testing.assert_allclose(model(stored["x"]), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("block", "NonLocalBlock"),
+        ("insert", "insert_nonlocal"),
+        ("insert", "remove_nonlocal"),
+        ("network", "attention_of"),
+        ("network", "check_identity"),
+        ("norm", "BatchNorm"),
+        ("op", "nonlocal_op"),
+    ],
+)
+def test_what_a_pickle_of_version_0_1_0_names_is_found_there(module, name):
+    found = getattr(importlib.import_module(f"nonlocal_tensorflow.{module}"), name)
+    assert found is getattr(nonlocal_tensorflow, name, nonlocal_tensorflow.layers.BatchNorm)
 
 
 # Norms folded away

@@ -8,8 +8,8 @@ import nonlocal_core as nlc
 from nonlocal_conformance.drivers.tensorflow import TensorflowDriver
 from nonlocal_core.spec.form import Form
 from nonlocal_tensorflow import NonLocalBlock, nonlocal_op
-from nonlocal_tensorflow import sorted as sorting
-from nonlocal_tensorflow.streamed import streamed
+from nonlocal_tensorflow.methods import sorted as sorting
+from nonlocal_tensorflow.methods.streamed import streamed
 
 STREAMED, REASSOCIATED, SORTED = EXACT = [
     ("embedded_gaussian", "streamed"),
@@ -84,11 +84,11 @@ def test_both_derivatives_are_those_of_the_matrix(form, masked, mode):
     ("rows", "masked", "mode"),
     [
         *((rows, masked, "eager") for rows in (1, 4, 11, 12) for masked in (False, True)),
-        # Three blocks, the last of which is padded: traced, the others are the same loop.
+        # Three chunks, the last of which is padded: traced, the others are the same loop.
         *((4, True, mode) for mode in ("graph", "xla")),
     ],
 )
-def test_blocks_of_any_length_give_what_the_matrix_gives(rows, masked, mode):
+def test_chunks_of_any_length_give_what_the_matrix_gives(rows, masked, mode):
     arrays, mask = arrays_of("embedded_gaussian"), half_masked(2, 7) if masked else None
     # What the operation does before: keys and values are 0 where the mask is not set.
     kept = 1.0 if mask is None else tf.constant(mask[..., None], tf.float64)

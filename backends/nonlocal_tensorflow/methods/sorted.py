@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from nonlocal_core.spec.form import Form
 from nonlocal_tensorflow.arrays import device, sizes
-from nonlocal_tensorflow.weights import halves
+from nonlocal_tensorflow.methods.pairwise import key_count, summands
 
 __all__ = ["sorted_sums"]
 
@@ -21,8 +21,8 @@ Ranks = tuple[tf.Tensor, tf.Tensor]
 
 
 def sorted_sums(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, form: Form, key_mask: tf.Tensor | None) -> tf.Tensor:
-    """Return the sum over j of ReLU(a_i + b_j) g_j (B, N, D); invalid keys and values are 0."""
-    a, b = halves(theta, phi, form)
+    """Return y (B, N, D) by way of prefix sums; invalid keys and values are 0."""
+    a, b = summands(theta, phi, form)
     last = b if key_mask is None else tf.where(key_mask, b, tf.constant(float("-inf"), b.dtype))
     of_queries, of_keys = _ranks(tf.stop_gradient(a), tf.stop_gradient(last))
     # The median of the valid b goes from the keys to the queries: large opposite offsets would cancel badly.
@@ -31,7 +31,8 @@ def sorted_sums(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, form: Form, key_
     centre = tf.stop_gradient(tf.gather(b, middle, batch_dims=1))
     a, b = a + centre, b - centre
     plain, weighted = _active_sums(of_queries, of_keys, g, b[..., None] * g)
-    return a[..., None] * plain + weighted
+    sums = form.scale * (a[..., None] * plain + weighted)
+    return sums / key_count(phi, None if key_mask is None else key_mask[:, None, :])
 
 
 def _active_sums(of_queries: Ranks, of_keys: Ranks, *values: tf.Tensor) -> tuple[tf.Tensor, ...]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from nonlocal_core.errors import fail_type
@@ -76,7 +78,9 @@ def attention_of(
     check_calls("block", name, len(entered))
     ((x, key_mask),) = entered
     sizes = channels_last(x.shape, chosen.data_format)[1:-1]
-    return AttentionMap(chosen.attention(x, positions, key_mask), positions, sizes, chosen.spec)
+    weights = chosen.attention(x, positions, key_mask)
+    queries = np.arange(math.prod(sizes)) if positions is None else np.asarray(positions)
+    return AttentionMap(weights, queries, sizes, chosen.spec)
 
 
 def layers_of(model: keras.Layer, prefix: str = "") -> dict[str, keras.Layer]:
@@ -108,7 +112,7 @@ def _entering(block: NonLocalBlock) -> Iterator[list[tuple[tf.Tensor, tf.Tensor 
         return own_call(x, key_mask, training, mask)
 
     tf.config.run_functions_eagerly(run_eagerly=True)  # or what enters within a `tf.function` has no values
-    block.call = call
+    block.call = call  # type: ignore[method-assign]  # which Keras looks up in the layer
     try:
         yield entered
     finally:

@@ -1,4 +1,4 @@
-"""The matrix of weights of each form."""
+"""The matrix of weights w_ij of each form, and the sum of the values with them."""
 
 from __future__ import annotations
 
@@ -7,37 +7,47 @@ import tensorflow as tf
 from nonlocal_core.spec.form import Form
 from nonlocal_tensorflow.arrays import wide
 
-__all__ = ["halves", "pairwise_weights"]
+__all__ = ["key_count", "pairwise_sums", "pairwise_weights", "summands"]
+
+
+def pairwise_sums(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, form: Form, key_mask: tf.Tensor | None) -> tf.Tensor:
+    """Return y (B, N, D) by way of the N x M matrix; invalid values are 0."""
+    valid = None if key_mask is None else key_mask[:, None, :]
+    return pairwise_weights(theta, phi, form, valid) @ g
 
 
 def pairwise_weights(theta: tf.Tensor, phi: tf.Tensor, form: Form, valid: tf.Tensor | None) -> tf.Tensor:
     """Return the weights w_ij (B, N, M), at least in float32; `valid` is (B or 1, N or 1, M)."""
     dtype = wide(theta.dtype)
     theta, phi = tf.cast(theta, dtype), tf.cast(phi, dtype)
-    if not isinstance(form.pairwise, str):
+    if callable(form.pairwise):
         scores = form.scale * form.pairwise(theta, phi)
     elif form.pairwise == "concatenation":
-        a, b = halves(theta, phi, form)
+        a, b = summands(theta, phi, form)
         scores = form.scale * tf.nn.relu(a[:, :, None] + b[:, None, :])
     else:
         scores = tf.matmul(form.scale * theta, phi, transpose_b=True)
     if form.softmax:
         return _softmax(scores, valid)
-    if valid is None:
-        return scores / tf.cast(tf.shape(phi)[1], dtype)
-    count = tf.reduce_sum(tf.cast(valid, dtype), axis=-1, keepdims=True)
-    return tf.where(valid, scores, tf.constant(0, dtype)) / tf.maximum(count, 1)
+    scores = scores if valid is None else tf.where(valid, scores, tf.constant(0, dtype))
+    return scores / key_count(phi, valid)
 
 
-def halves(theta: tf.Tensor, phi: tf.Tensor, form: Form) -> tuple[tf.Tensor, tf.Tensor]:
+def summands(theta: tf.Tensor, phi: tf.Tensor, form: Form) -> tuple[tf.Tensor, tf.Tensor]:
     """Return a (B, N) and b (B, M), of which ReLU(a_i + b_j) is the score in the concatenation form."""
-    weight = tf.cast(form.concat_weight, theta.dtype)
-    half = weight.shape[0] // 2
-    a, b = tf.tensordot(theta, weight[:half], 1), tf.tensordot(phi, weight[half:], 1)
+    a, b = (tf.tensordot(x, tf.cast(half, x.dtype), 1) for x, half in zip((theta, phi), form.halves, strict=True))
     return a if form.concat_bias is None else a + tf.cast(form.concat_bias, a.dtype), b
 
 
+def key_count(phi: tf.Tensor, valid: tf.Tensor | None) -> tf.Tensor:
+    """Return the number of valid keys, () or that of each row of `valid` (B, N, 1), at least 1."""
+    if valid is None:
+        return tf.cast(tf.shape(phi)[1], phi.dtype)
+    return tf.maximum(tf.reduce_sum(tf.cast(valid, phi.dtype), axis=-1, keepdims=True), 1)
+
+
 def _softmax(scores: tf.Tensor, valid: tf.Tensor | None) -> tf.Tensor:
+    """Return the softmax over the valid keys of each query, 0 for a query without any."""
     if scores.shape[-1] == 1:  # of one key the weight is 1, which the fast division of some processors misses
         ones = tf.where(tf.ones_like(scores, tf.bool), tf.ones_like(scores), scores)  # with gradients of 0
         return ones if valid is None else tf.where(valid, ones, tf.zeros_like(scores))

@@ -13,7 +13,7 @@ from nonlocal_core.networks.recipes import Positions
 from nonlocal_core.spec.options import SpecOptions
 from nonlocal_tensorflow.arrays import channels_last
 from nonlocal_tensorflow.block import NonLocalBlock
-from nonlocal_tensorflow.network import layers_of
+from nonlocal_tensorflow.networks.look import layers_of
 
 __all__ = ["insert_nonlocal", "remove_nonlocal"]
 
@@ -137,12 +137,13 @@ def _edited(model: keras.Model, edits: Mapping[str, Edit], prefix: str = "") -> 
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         name = f"{prefix}{layer.name}"
-        if name in edits and edits[name] is None:
+        edit = edits.get(name)
+        if edit is None and name in edits:
             return args[0]
         y = layer(*args, **kwargs)
         called.append(layer)
-        if name in edits:
-            called.append(edits[name](name, y))
+        if edit is not None:
+            called.append(edit(name, y))
             y = called[-1](y)
         return y
 

@@ -1,4 +1,4 @@
-"""The softmax forms in blocks of queries: memory that is linear in their number, in derivatives of every order."""
+"""The softmax forms by chunks of queries: memory that is linear in their number, in derivatives of every order."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def streamed(
         scores = tf.matmul(queries[0], keys[0], transpose_b=True)
         return (tf.nn.softmax(scores if bias is None else scores + bias) @ keys[1],), ()
 
-    (y,) = _blockwise(attend, rows, (form.scale * theta,), (phi, g), results=1, sums=())
+    (y,) = _by_chunks(attend, rows, (form.scale * theta,), (phi, g), results=1, sums=())
     return y if some is None else masked(y, some)
 
 
-def _blockwise(function: Function, rows: int, queries: Tensors, keys: Tensors, results: int, sums: Tensors) -> Tensors:
-    """Apply a function to blocks of queries; its results follow each other, and its sums add up to `sums`.
+def _by_chunks(function: Function, rows: int, queries: Tensors, keys: Tensors, results: int, sums: Tensors) -> Tensors:
+    """Apply a function to chunks of queries; its results follow each other, and its sums add up to `sums`.
 
-    The gradient is a function of the same kind, which computes each block anew: so is that of the gradient.
+    The gradient is a function of the same kind, which computes each chunk anew: so is that of the gradient.
     """
     first = len(queries)
 
@@ -45,37 +45,37 @@ def _blockwise(function: Function, rows: int, queries: Tensors, keys: Tensors, r
     def run(*arguments: tf.Tensor) -> tuple[Tensors, Callable[..., Tensors]]:
         queries, keys = arguments[:first], arguments[first:]
 
-        def pulled(block: Tensors, keys_and_sums: Tensors) -> tuple[Tensors, Tensors]:
-            primal = tuple(block[:first]), tuple(keys_and_sums[: len(keys)])
+        def pulled(chunk: Tensors, keys_and_sums: Tensors) -> tuple[Tensors, Tensors]:
+            primal = tuple(chunk[:first]), tuple(keys_and_sums[: len(keys)])
             with tf.GradientTape() as tape:
                 tape.watch(primal)
                 values = function(*primal)
-            cotangents = tuple(block[first:]), tuple(keys_and_sums[len(keys) :])
+            cotangents = tuple(chunk[first:]), tuple(keys_and_sums[len(keys) :])
             return tape.gradient(values, primal, cotangents, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
         def gradient(*cotangents: tf.Tensor) -> Tensors:
             zeros = tuple(map(tf.zeros_like, keys))
-            blocks, totals = (*queries, *cotangents[:results]), (*keys, *cotangents[results:])
-            return _blockwise(pulled, rows, blocks, totals, first, zeros)
+            chunked, totals = (*queries, *cotangents[:results]), (*keys, *cotangents[results:])
+            return _by_chunks(pulled, rows, chunked, totals, first, zeros)
 
-        # Tapes that are open would record the loop, with what each block holds, beside the gradient that it has.
-        values = _loop(function, rows, *(tuple(map(tf.stop_gradient, a)) for a in (queries, keys)), results, sums)
-        return values, gradient
+        # Tapes that are open would record the loop, with what each chunk holds, beside the gradient that it has.
+        constant_queries, constant_keys = (tuple(map(tf.stop_gradient, arrays)) for arrays in (queries, keys))
+        return _loop(function, rows, constant_queries, constant_keys, results, sums), gradient
 
     return run(*queries, *keys)
 
 
 def _loop(function: Function, rows: int, queries: Tensors, keys: Tensors, results: int, sums: Tensors) -> Tensors:
-    """Return the results and the sums of `_blockwise`."""
+    """Return the results and the sums of `_by_chunks`."""
     batch, length, _ = sizes(queries[0])
     count = -(-length // rows)
     count = max(1, count) if isinstance(count, int) else tf.maximum(1, count)
-    rows = -(-length // count)  # blocks of equal length need the least padding
+    rows = -(-length // count)  # chunks of equal length need the least padding
     padded = [tf.pad(a, [[0, 0], [0, count * rows - length], [0, 0]]) for a in queries]
 
     def step(number: tf.Tensor, arrays: Any, totals: Any) -> tuple[tf.Tensor, Any, Any]:
-        block = [tf.slice(a, [0, number * rows, 0], [batch, rows, sizes(a)[2]]) for a in padded]
-        values, parts = function(block, keys)
+        chunk = [tf.slice(a, [0, number * rows, 0], [batch, rows, sizes(a)[2]]) for a in padded]
+        values, parts = function(chunk, keys)
         written = tuple(array.write(number, value) for array, value in zip(arrays, values, strict=True))
         return number + 1, written, tuple(total + part for total, part in zip(totals, parts, strict=True))
 
@@ -87,6 +87,6 @@ def _loop(function: Function, rows: int, queries: Tensors, keys: Tensors, result
 
 
 def _joined(array: tf.TensorArray, batch: Any, length: Any) -> tf.Tensor:
-    """Return blocks of queries as one tensor, (B, N, C)."""
-    blocks = tf.transpose(array.stack(), [1, 0, 2, 3])
-    return tf.reshape(blocks, [batch, length, sizes(blocks)[3]])
+    """Return chunks of queries as one tensor, (B, N, C)."""
+    chunks = tf.transpose(array.stack(), [1, 0, 2, 3])
+    return tf.reshape(chunks, [batch, length, sizes(chunks)[3]])

@@ -1,0 +1,1 @@
+"""Non-local blocks in networks: put in, taken out, and looked at."""
