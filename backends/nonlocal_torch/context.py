@@ -22,12 +22,11 @@ def is_transformed() -> bool:
 
 def full_precision(device: str) -> AbstractContextManager[object]:
     """Return a context without autocast, for devices that have one."""
-    return torch.autocast(device, enabled=False) if _has_autocast(device) else nullcontext()
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # PyTorch's own has no types
-def _has_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device)  # which PyTorch's compiler could not trace before 2.12
+    # Before 2.12 PyTorch's compiler could not trace the question; of what it compiles for, all but "meta" have one.
+    is_known = torch.compiler.is_compiling() and device != "meta"
+    return (
+        torch.autocast(device, enabled=False) if is_known or torch.amp.is_autocast_available(device) else nullcontext()
+    )
 
 
 def widened(a: Tensor) -> Tensor:

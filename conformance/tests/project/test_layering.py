@@ -59,9 +59,9 @@ def forbidden_to_suite(source, module):
     return imported(source) & FOREIGN - allowed
 
 
-def loaded(statement, path=()):
-    """Return which frameworks and adapters a fresh interpreter has loaded after `statement`."""
-    code = f"import sys; {statement}; print(*sorted({FOREIGN!r} & sys.modules.keys()))"
+def loaded(statement, path=(), names=FOREIGN):
+    """Return which of some modules, the frameworks and adapters, a fresh interpreter has loaded after `statement`."""
+    code = f"import sys; {statement}; print(*sorted({names!r} & sys.modules.keys()))"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     return done.stdout.split()
@@ -219,6 +219,13 @@ def test_the_look_at_the_suite_finds_an_adapter_elsewhere(module, found):
 @pytest.mark.parametrize("package", ["nonlocal_core", "nonlocal_core.commands.program", "nonlocal_conformance"])
 def test_importing_loads_no_framework(package):
     assert loaded(f"import {package}") == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "found"), [("import nonlocal_torch", []), ("import nonlocal_torch, torch._dynamo", ["torch._dynamo"])]
+)
+def test_importing_the_pytorch_adapter_loads_no_compiler(statement, found):
+    assert loaded(statement, names={"torch._dynamo"}) == found
 
 
 def test_the_look_at_a_fresh_interpreter_finds_a_framework(tmp_path):
