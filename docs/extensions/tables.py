@@ -70,9 +70,11 @@ from sphinx.util.docutils import SphinxDirective
 
 from nonlocal_bench import command as bench_command
 from nonlocal_bench import results, tables
+from nonlocal_conformance import loader
 from nonlocal_conformance.capabilities import BACKENDS, CAPABILITIES
 from nonlocal_conformance.registry import CHECKS, bind
-from nonlocal_core import NonLocalSpec, backends, cost, cost_command
+from nonlocal_core import NonLocalSpec, cost
+from nonlocal_core.commands import cost as cost_command
 from nonlocal_core.spec.presets import PRESETS
 
 __all__ = ["setup"]
@@ -148,7 +150,7 @@ def cells(table: Any) -> list[list[str]]:
 
 def checks() -> str:
     """Return the table of the checks, with the number of their runs by backend."""
-    bound = {name: bind(backends.load(name)) for name in BACKENDS}
+    bound = {name: bind(loader.load(name)) for name in BACKENDS}
     rows = []
     for name, check in CHECKS.items():
         counts = [sum(one.check is check for one in found) for found in bound.values()]
