@@ -58,12 +58,7 @@ katex_prerender = True
 
 # The reference
 
-# What the blocks of all frameworks share is listed with each of them; what its framework gives a class is not.
-autodoc_default_options = {
-    "members": True,
-    "member-order": "bysource",
-    "inherited-members": "Module,Layer,Pytree,object",
-}
+autodoc_default_options = {"members": True, "member-order": "bysource"}
 autosummary_generate = False
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
