@@ -5,6 +5,7 @@ import weakref
 import pytest
 import torch
 from torch._dynamo import config as dynamo
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -311,6 +312,16 @@ def test_the_gradient_of_the_scores_of_a_single_key_is_exactly_zero():
 # Graphs
 
 
+def compiled_once(block, step):
+    """Return what four steps give with a block that is compiled as one graph, and never anew."""
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(block, fullgraph=True, backend=graphs)
+    with dynamo.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        steps = [step(compiled) for _ in range(4)]
+    assert graphs.frame_count == 1
+    return steps
+
+
 @quiet
 @pytest.mark.parametrize(
     ("pairwise", "masked", "mode"),
@@ -340,13 +351,23 @@ def test_a_block_is_compiled_once_for_all_steps_at_one_shape(pairwise, masked, m
             z = compute(x, shown)
         return z, torch.autograd.grad(z.sin().sum(), list(block.parameters())) if is_training else ()
 
-    graphs = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(block, fullgraph=True, backend=graphs)
-    with dynamo.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
-        steps = [step(compiled) for _ in range(4)]
-    assert graphs.frame_count == 1
+    steps = compiled_once(block, step)
     bound = 0.02 if is_mixed else 1e-4
     torch.testing.assert_close(steps, [step(block)] * 4, rtol=bound, atol=bound)
+
+
+@quiet
+def test_a_block_that_is_compiled_anew_in_its_second_step_is_found():
+    class Counting(NonLocalBlock):
+        calls = 0
+
+        def forward(self, x, key_mask=None):
+            self.calls += 1
+            return super().forward(x, key_mask) * self.calls
+
+    torch.compiler.reset()
+    with pytest.raises(FailOnRecompileLimitHit):
+        compiled_once(Counting(6), lambda compute: compute(random(2, 6, 5, 7, dtype=torch.float32)))
 
 
 @quiet
