@@ -56,7 +56,7 @@ def nonlocal_op(
         concat_bias: b_f `()`; for the concatenation form, optional.
         normalize: "softmax" or "count" for a function, None for the named forms.
         key_mask: `(B, M)`, True where a key takes part. A query without any key gives 0.
-        method: "auto" and "pairwise" are the definition, a block of queries at a time; with NumPy arrays also the
+        method: "auto" and "pairwise" are the definition, a chunk of queries at a time; with NumPy arrays also the
             method without the matrix that serves the form: "streamed", "reassociated" or "sorted".
 
     Returns:

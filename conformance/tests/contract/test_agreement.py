@@ -15,7 +15,7 @@ from nonlocal_conformance.registry import bind
 from nonlocal_conformance.strategies import cases
 
 DRIVERS = loader.available()[0]
-FRAMEWORKS = [driver for driver in DRIVERS if driver.name != "numpy"]  # whose definition goes by blocks of queries
+FRAMEWORKS = [driver for driver in DRIVERS if driver.name != "numpy"]  # whose definition goes by chunks of queries
 TRAVELLED = ("gaussian_batch_norm", "embedded_gaussian_groups", "concat_bias", "affine", "some_bias")
 
 

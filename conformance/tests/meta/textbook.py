@@ -1,6 +1,6 @@
 """The non-local block once more, from the formulas alone: a second opinion on the reference, and what faults break.
 
-Plain on purpose: one sample, one set of positions and one block of queries at a time, on PyTorch tensors with
+Plain on purpose: one sample, one set of positions and one chunk of queries at a time, on PyTorch tensors with
 channels first, with autograd for every gradient. Each step is a method of its own, so that a faulty
 implementation is this one with one step replaced.
 """
@@ -229,7 +229,7 @@ class Textbook:
         return self.wide(g) @ weights.T
 
     def aggregate(self, form, theta, phi, g, valid):
-        """Return y (C', n), a block of queries at a time; a function of the user's gets them whole."""
+        """Return y (C', n), a chunk of queries at a time; a function of the user's gets them whole."""
         g = g.masked_fill(~torch.from_numpy(valid), 0)
 
         def sums(rows, phi, g, *concat):

@@ -65,7 +65,7 @@ def the_largest_score_is_that_of_the_first_block(_, scores):
 
 @fault("op", "many_positions")
 def the_keys_of_one_block_alone_are_read(_, theta, phi, g, **options):
-    """The loop over blocks of keys ends after the first."""
+    """The loop over chunks of keys ends after the first."""
     return nlc.nonlocal_op(theta, phi[:, :1024], g[:, :1024], **options)
 
 
@@ -77,7 +77,7 @@ def the_matrix_of_weights_is_held_in_evaluation(self, form, theta, phi, g, valid
 
 @fault("aggregate", "memory")
 def the_matrix_of_weights_is_kept_for_the_gradients(self, form, theta, phi, g, valid):
-    """A block of queries is computed at a time, and its weights are kept."""
+    """A chunk of queries is computed at a time, and its weights are kept."""
     g = g.masked_fill(~torch.from_numpy(valid), 0)
     blocks = theta.split(256, dim=1)
     return torch.cat([self.combine(self.weights(form, rows, phi, valid), g) for rows in blocks], dim=1)
