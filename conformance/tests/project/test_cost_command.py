@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import nonlocal_core as nlc
-from nonlocal_core import cost_command
+from nonlocal_core.commands import cost as cost_command
 from nonlocal_core.commands.program import Parser, main
 
 OFFICIAL = ["--preset", "official", "--shape", "8x4x14x14x1024"]
