@@ -6,6 +6,9 @@ import os
 import hypothesis
 import pytest
 
+# Before TensorFlow: in a build for GPUs PyTorch's compiler ends the process when it is loaded after it.
+import torch._dynamo  # noqa: F401
+
 # PyTorch's compiler need not ask g++ for each kind of vectors whether it can build them.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
