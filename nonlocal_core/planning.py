@@ -41,16 +41,12 @@ class Plan:
 
     Args:
         method: one of `METHODS`, but "auto".
-        rows: for "streamed", the number of queries in a chunk, unless it is fused.
+        rows: for "streamed", the number of queries in a chunk; None: the framework's fused attention, which has
+            chunks of its own.
     """
 
     method: str
     rows: int | None = None
-
-    @property
-    def is_fused(self) -> bool:
-        """Whether the framework's fused attention streams the keys, which has chunks of its own."""
-        return self.method == "streamed" and self.rows is None
 
 
 def exact_method(pairwise: Pairwise) -> str | None:

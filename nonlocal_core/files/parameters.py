@@ -24,7 +24,7 @@ __all__ = ["load_params", "save_params"]
 _FORMAT = 1
 # One key, since safetensors writes several in any order: equal parameters shall give equal files.
 _KEY = "nonlocal_core"
-_DTYPES = {"float16": "F16", "float32": "F32", "float64": "F64"}
+_DTYPES = ("F16", "F32", "F64")
 
 
 def save_params(path: str | os.PathLike[str], params: Mapping[str, Any], spec: NonLocalSpec) -> None:
@@ -117,7 +117,7 @@ def _spec_of(metadata: Mapping[str, str]) -> NonLocalSpec:
 def _read(file: Any, name: str) -> np.ndarray[Any, Any]:
     """Return one array of a file, if it has a dtype that `save_params` writes."""
     dtype = file.get_slice(name).get_dtype()
-    if dtype not in _DTYPES.values():
+    if dtype not in _DTYPES:
         message = f"it holds {name!r} in the dtype {dtype}."
         raise ValueError(message)
     return np.array(file.get_tensor(name))

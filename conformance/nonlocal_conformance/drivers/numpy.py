@@ -13,7 +13,7 @@ from nonlocal_conformance.driver import Array, Mask, Params, Spec
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_core import NonLocalSpec
 from nonlocal_core.planning import METHODS
-from nonlocal_core.spec.parameters import check_params
+from nonlocal_core.spec.parameters import STATISTICS, check_params
 
 __all__ = ["NumpyDriver"]
 
@@ -53,7 +53,7 @@ class NumpyDriver:
             return z, {}
         if training:
             return z, nlc.updated_statistics(x, params, spec, key_mask, unbiased=self.unbiased)
-        return z, {name: params[name] for name in ("norm.mean", "norm.variance")}
+        return z, {name: params[name] for name in STATISTICS}
 
     def steps(
         self, spec: Spec, params: Params, inputs: Sequence[Array], *, training: bool = False

@@ -16,13 +16,12 @@ from nonlocal_conformance.capabilities import BACKENDS
 from nonlocal_conformance.driver import Array, Mask, Params, Spec
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_core.planning import METHODS
+from nonlocal_core.spec.parameters import STATISTICS
 from nonlocal_torch import NonLocalBlock, nonlocal_op
 
 __all__ = ["TorchDriver"]
 
 T = TypeVar("T")
-
-_STATISTICS = ("norm.mean", "norm.variance")
 
 
 class TorchDriver:
@@ -263,4 +262,4 @@ def _numpy(a: torch.Tensor | None) -> Array:
 
 def _statistics(block: NonLocalBlock) -> Params:
     params = block.export_params()
-    return {name: params[name] for name in _STATISTICS if name in params}
+    return {name: params[name] for name in STATISTICS if name in params}
