@@ -17,7 +17,7 @@ from nonlocal_conformance.driver import Network, Params
 from nonlocal_conformance.registry import check
 from nonlocal_core.networks.insertion import CHILD, Insertion, fail_taken, resolve_block, resolve_places
 from nonlocal_core.planning import check_method
-from nonlocal_core.spec.parameters import STATISTICS
+from nonlocal_core.spec.parameters import STATISTICS, check_params
 
 LAYERS = ("entry", "middle", "head")
 """The layers of the network. Blocks are put after the first two; the third has other channels."""
@@ -181,8 +181,8 @@ def removal(driver: Any, case: Case, dtype: str) -> None:
         assert_same("the output after the removal", network.run(x), output)
 
 
-def _wrong_calls(case: Case, x: Array) -> dict[str, tuple[Call, Call]]:
-    """Return wrong calls of a network with a block after "entry", each with one of the core that raises its error."""
+def _wrong_calls(case: Case, x: Array, block: str) -> dict[str, tuple[Call, Call]]:
+    """Return wrong calls of a network with this block after "entry", each with a call of the core that fails alike."""
     sizes, queries = (None, *case.spatial, case.spec.channels), math.prod(case.spatial)
 
     def at(after: Any) -> tuple[Call, Call]:
@@ -199,6 +199,10 @@ def _wrong_calls(case: Case, x: Array) -> dict[str, tuple[Call, Call]]:
 
     def look(reference: Call, **options: Any) -> tuple[Call, Call]:
         return lambda network: network.attention_of(x, **options), reference
+
+    def load(name: str, array: Array) -> tuple[Call, Call]:
+        wrong = {**{key: np.zeros_like(a) for key, a in data.params.items()}, name: array}
+        return lambda network: network.load(block, wrong), lambda _: check_params(wrong, case.spec)
 
     data = case.data()
     return {
@@ -217,6 +221,8 @@ def _wrong_calls(case: Case, x: Array) -> dict[str, tuple[Call, Call]]:
             lambda network: network.insert(["middle"], x, method="fast"),
             lambda _: check_method("fast", "embedded_gaussian"),
         ),
+        "a parameter of another shape": load("out.bias", np.zeros(1)),
+        "a parameter of no number": load("norm.variance", np.full(case.spec.channels, "a")),
         "a block that is not there": look(lambda _: resolve_block("middle", [CHILD]), block="middle"),
         "a position that is not there": look(
             lambda _: nlc.attention(data.x, data.params, case.spec, [queries]), positions=[queries]
@@ -241,7 +247,7 @@ def wrong_insertions(driver: Any, case: Case, dtype: str) -> None:
     (one,) = network.insert([LAYERS[0]], x, **_options(case))
     network.load(one.name, case.data(dtype).params)
     state, output = network.state(), network.run(x)
-    for name, (wrong_call, reference) in _wrong_calls(case, x).items():
+    for name, (wrong_call, reference) in _wrong_calls(case, x, one.name).items():
         compare(name, outcome(reference, None), outcome(wrong_call, network))
         _assert_state(f"after a refusal ({name})", network, state)
     assert_same("the output after refusals", network.run(x), output)

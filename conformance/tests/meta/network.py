@@ -15,6 +15,7 @@ from nonlocal_core.networks.insertion import (
     resolve_places,
 )
 from nonlocal_core.planning import check_method
+from nonlocal_core.spec.parameters import check_params
 
 
 @dataclasses.dataclass
@@ -93,6 +94,7 @@ class Networks:
     def network_load(self, network, block, params):
         """Let a block take parameters in."""
         known = self.places(network)[block]
+        check_params(params, known.spec)
         known.params.update(self.build(known.spec, params).params)
 
     def network_check_identity(self, network):

@@ -9,6 +9,7 @@ from textbook import Textbook
 
 from faulty import fault
 from nonlocal_core.networks.insertion import check_identities
+from nonlocal_core.spec.parameters import check_params
 
 
 @fault("network_insert", "insertion")
@@ -153,3 +154,12 @@ def an_unknown_block_stands_for_the_only_one(self, network, x, block=None, posit
 def a_network_without_blocks_has_them_taken_out(self, network):
     """That there was none is not noticed."""
     network.blocks.clear()
+
+
+@fault("network_load", "wrong_insertions")
+def parameters_are_taken_in_until_one_does_not_fit(self, network, block, params):
+    """A refusal leaves some of them in the block."""
+    known = self.places(network)[block]
+    for name, array in params.items():
+        check_params(known.params | {name: array}, known.spec)
+        known.params[name] = self.tensor(array).clone()
