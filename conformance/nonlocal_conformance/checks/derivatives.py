@@ -73,10 +73,7 @@ def gradients(driver: Any, case: Case, dtype: str) -> None:
 
 @check("vjp", cases=lambda case: case.mask is not None and case.is_differentiable)
 def masked_gradients(driver: Any, case: Case, dtype: str) -> None:
-    """What stands at a masked position, whatever it is, reaches no gradient of a parameter or of another position.
-
-    Where it is not finite, what stands in the gradient of z there reaches none either.
-    """
+    """What stands at a masked position, whatever it is, reaches no gradient of a parameter or of another position."""
     data, spec = case.data(dtype), case.spec
     zeros = dataclasses.replace(data, x=with_hidden(data.x, data, 0.0), dz=with_hidden(data.dz, data, 0.0))
     expected, terms = reference_gradients(case, zeros.wide())

@@ -16,10 +16,7 @@ from nonlocal_conformance.registry import check
 
 @check(cases=lambda case: case.spec.norm == "batch", by_reference=True)
 def statistics(driver: Any, case: Case, dtype: str) -> None:
-    """One call in training moves the running statistics by the momentum; one in evaluation leaves them.
-
-    So does one in training in which every position is masked.
-    """
+    """A call in training moves the running statistics by the momentum; in evaluation, or all masked, it leaves them."""
     data = case.data(dtype)
     wide = data.wide()
     _, after = driver.block(case.spec, data.params, data.x, data.key_mask, training=True)

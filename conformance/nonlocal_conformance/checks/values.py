@@ -120,10 +120,7 @@ def with_hidden(a: Array, data: Data, value: float, channels: slice = slice(None
 
 @check(cases=lambda case: case.mask is not None)
 def masked_positions(driver: Any, case: Case, dtype: str) -> None:
-    """What stands at a masked position, whatever it is, reaches no other one and no statistic.
-
-    Where it is not finite z is NaN in every channel, as it is at any other position that is NaN.
-    """
+    """What stands at a masked position reaches no other z and no statistic; one that is not finite gives NaN there."""
     data, spec = case.data(dtype), case.spec
     plain, before = driver.block(spec, data.params, data.x, data.key_mask, training=case.training)
     kept = np.asarray(data.key_mask)
