@@ -382,7 +382,7 @@ def test_an_option_that_agrees_with_the_file_may_be_given():
 @pytest.mark.parametrize("option", ["heads", "channels"])
 def test_an_unknown_option_is_a_type_error(option):
     _, file, *_ = read("timm")
-    with pytest.raises(TypeError, match=rf"^from_peer\(\) got an unexpected keyword argument '{option}'$"):
+    with pytest.raises(TypeError, match=f"^`{option}` must be an option of from_peer. Got an unknown one"):
         from_peer(file, peer="timm", prefix=PLACE, **{option: 2})
 
 
