@@ -162,7 +162,8 @@ def _options(_: Case) -> Iterator[Wrong]:
     yield Wrong("spec of a new block", "spec", methodcaller("initial", "dot_product"))
 
 
-def _outcome(call: Call, driver: Any) -> str:
+def outcome(call: Call, driver: Any) -> str:
+    """Return the type and the words of the error that a call raises."""
     try:
         call(driver)
     except Exception as error:  # noqa: BLE001 - any other error is what the check reports
@@ -189,7 +190,7 @@ def errors(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - error
         if group != "block" and group not in driver.capabilities:
             continue
         for wrong in calls(case):
-            expected, actual = _outcome(wrong.call, NumpyDriver()), _outcome(wrong.call, driver)
+            expected, actual = outcome(wrong.call, NumpyDriver()), outcome(wrong.call, driver)
             known = re.match(rf"(Type|Value)Error: `{re.escape(wrong.argument)}` must .* Got ", expected)
             require(known is not None, f"{wrong.what}: the reference gave {expected}")
             if actual != expected:
