@@ -37,7 +37,7 @@ from nonlocal_core.spec.presets import preset_options
 
 __all__ = ["SPECIFICATION_VERSION", "NonLocalSpec"]
 
-SPECIFICATION_VERSION = "1.0"
+SPECIFICATION_VERSION = "2.0"
 """The version of the specification, `docs/specification.md`, that this package computes; it has one of its own."""
 
 

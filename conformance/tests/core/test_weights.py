@@ -532,16 +532,16 @@ def with_specification(path, **written):
     path.write_bytes(save(filled(SPEC), {"nonlocal_core": json.dumps(content)}))
 
 
-@pytest.mark.parametrize("written", [{}, {"specification": "1.0"}, {"specification": "1.7"}, {"specification": "0.9"}])
+@pytest.mark.parametrize("written", [{}, {"specification": "2.0"}, {"specification": "2.7"}, {"specification": "1.0"}])
 def test_files_of_this_specification_and_of_earlier_ones_are_read(path, written):
     with_specification(path, **written)
     assert load_params(path)[1] == SPEC
 
 
-@pytest.mark.parametrize("version", ["2.0", "10.0", "1", 1, None, "", "one", "9" * 50])
+@pytest.mark.parametrize("version", ["3.0", "10.0", "2", 1, None, "", "one", "9" * 50])
 def test_a_file_of_no_specification_or_of_a_later_one_is_refused(path, version):
     with_specification(path, specification=version)
-    with refuses(path, re.escape(f"it is of specification {version!r}, and this version computes 1.0.")):
+    with refuses(path, re.escape(f"it is of specification {version!r}, and this version computes 2.0.")):
         load_params(path)
 
 
