@@ -18,6 +18,7 @@ from nonlocal_core.arguments import (
     check_floating,
     check_int,
     check_sizes,
+    read_json,
 )
 from nonlocal_core.errors import fail_type, fail_value
 from nonlocal_core.geometry import VIDEO, Sets, interacting_axes, window_of
@@ -339,11 +340,11 @@ class NonLocalSpec:
         """Return the spec that `to_json` wrote.
 
         Raises:
-            ValueError: if the text is not a JSON object, or names an option that is unknown.
+            ValueError: if the text is not a JSON object, or names an option that is unknown or one twice.
         """
         try:
-            options = json.loads(text)
-        except (TypeError, ValueError, RecursionError) as error:
+            options = read_json(text)
+        except (TypeError, ValueError) as error:
             message = f"`text` must be JSON. {error}"
             raise ValueError(message) from None
         if not isinstance(options, dict):

@@ -637,6 +637,8 @@ def test_json_refuses_a_function_by_name():
         (None, r"^`text` must be JSON\. the JSON object must be str"),
         pytest.param("[" * 10**6, r"^`text` must be JSON\. ", id="deep"),
         pytest.param("1" * 5000, r"^`text` must be JSON\. Exceeds the limit", id="long"),
+        ('{"channels": 8, "bias": {"g": true, "g": true}}', r"^`text` must be JSON\. The key 'g' stands twice"),
+        ('{"channels": 8, "channels": 8}', r"^`text` must be JSON\. The key 'channels' stands twice in one object$"),
         ("[8]", exactly("`text` must be a JSON object. Got [8].")),
         ("null", exactly("`text` must be a JSON object. Got null.")),
         ("{}", r"^`text` must have 'channels' and no options beside \[.*\]. Got \[\]\.$"),
