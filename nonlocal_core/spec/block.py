@@ -384,3 +384,9 @@ def check_spec(spec: Any) -> None:
     """Check that an argument is a spec."""
     if not isinstance(spec, NonLocalSpec):
         raise fail_type("spec", "be a NonLocalSpec", spec)
+
+
+def options_of(spec: NonLocalSpec) -> dict[str, Any]:
+    """Return all options of a spec, with which it is made again."""
+    check_spec(spec)
+    return vars(spec)

@@ -14,14 +14,14 @@ from nonlocal_core.arguments import (
     dtype_name,
     known_sizes,
 )
-from nonlocal_core.errors import fail_value
+from nonlocal_core.errors import fail_type, fail_value
 from nonlocal_core.planning import check_method
 from nonlocal_core.spec.block import NonLocalSpec, check_spec
 from nonlocal_core.spec.form import Form
 from nonlocal_core.spec.options import check_pairwise, is_softmax, normal_scale
 from nonlocal_core.spec.parameters import check_params
 
-__all__ = ["check_arrays", "check_block", "check_op", "check_scores", "check_spec", "check_statistics"]
+__all__ = ["check_arrays", "check_block", "check_kind", "check_op", "check_scores", "check_spec", "check_statistics"]
 
 
 def check_op(
@@ -80,6 +80,13 @@ def _check_concat(pairwise: Any, inner: int | None, concat_weight: Any, concat_b
     elif concat_weight is not None or concat_bias is not None:
         name = "concat_bias" if concat_weight is None else "concat_weight"
         raise fail_value(name, "be None unless `pairwise` is 'concatenation'", "an array")
+
+
+def check_kind(kind: type, **arrays: Any) -> None:
+    """Check that all arrays but None are of the one kind that a framework computes with."""
+    for name, array in arrays.items():
+        if array is not None and not isinstance(array, kind):
+            raise fail_type(name, f"be a {kind.__module__}.{kind.__qualname__}", array)
 
 
 def check_scores(scores: Any, theta: Any, phi: Any) -> Any:

@@ -546,7 +546,7 @@ def test_arrays_of_several_libraries_are_refused_by_name():
         match=exactly("`params['g.bias']` must be an array of the same library as `x`. Got shape (1,) of type Tensor."),
     ):
         nlc.nonlocal_block(x, other, spec)
-    with pytest.raises(TypeError, match="^`phi` must be an array of the same library as `theta`"):
+    with pytest.raises(TypeError, match=r"^`phi` must be an array of the same library as `theta`\."):
         nlc.nonlocal_op(x, torch.ones(2, 4, 3), x)
 
 
