@@ -11,6 +11,7 @@ CAPABILITIES = {
     "op_vjp": "gradients of the operation alone",
     "attention": "rows of the weights",
     "export": "parameters out and in under their canonical names",
+    "create": "a block made by the constructor that users call, with options",
     "rebuilt": "a block made anew from its own description",
     "initial": "the parameters of a new block",
     "train": "plain SGD in the framework's own way",

@@ -20,6 +20,7 @@ __all__ = [
     "Array",
     "Attention",
     "Compiled",
+    "Create",
     "Driver",
     "Export",
     "Gradients",
@@ -144,6 +145,13 @@ class Export(Protocol):
 
     def export(self, spec: Spec, params: Params) -> Params:
         """Return parameters after a block has taken them in and given them out."""
+
+
+class Create(Protocol):
+    """The capability "create"."""
+
+    def create(self, **options: Any) -> Spec:
+        """Return the spec of a block that users make with these options."""
 
 
 class Rebuilt(Protocol):

@@ -10,7 +10,7 @@ from array_api_compat import array_namespace, device
 
 from nonlocal_core.arguments import check_positions
 from nonlocal_core.geometry import Sets, cut, set_numbers, uncut, windows_of
-from nonlocal_core.reference.operation import aggregate, check_numpy, narrowed, weights_of, widened
+from nonlocal_core.reference.operation import aggregate, check_library, check_numpy, narrowed, weights_of, widened
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.calls import check_block, check_statistics
 from nonlocal_core.spec.form import form_of
@@ -56,8 +56,7 @@ def nonlocal_block(
         >>> bool((nonlocal_block(x, init_params(spec, np.random.default_rng(0)), spec) == x).all())
         True
     """
-    check_block(x, params, spec, key_mask, training, method)
-    check_numpy(method, x=x)
+    check_arguments(x, params, spec, key_mask, training, method)
     xp, weights = array_namespace(x), widened(**params)
     source, lost = finite_source(widened(x=x)["x"], key_mask)
     result = normalized(branch(source, weights, spec, key_mask, method), weights, spec, training, key_mask)
@@ -92,7 +91,7 @@ def attention(x: Array, params: Params, spec: NonLocalSpec, positions: Any = Non
         >>> attention(np.ones((1, 6, 8, 4)), init_params(spec, np.random.default_rng(0)), spec, [0, 7]).shape
         (1, 2, 12)
     """
-    check_block(x, params, spec, key_mask, training=False)
+    check_arguments(x, params, spec, key_mask, training=False)
     xp, weights = array_namespace(x), widened(**params)
     source, lost = finite_source(widened(x=x)["x"], key_mask)
     sets = spec.sets(x.shape[1:-1])
@@ -142,8 +141,8 @@ def updated_statistics(
         >>> updated_statistics(np.ones((1, 9, 2)), params, spec)["norm.variance"]
         array([0.5, 0.5])
     """
-    check_statistics(spec)
-    check_block(x, params, spec, key_mask, training=True)
+    check_statistics(spec, unbiased)
+    check_arguments(x, params, spec, key_mask, training=True)
     weights = widened(**params)
     source, _ = finite_source(widened(x=x)["x"], key_mask)
     mean, variance, count = moments(branch(source, weights, spec, key_mask), key_mask)
@@ -152,6 +151,15 @@ def updated_statistics(
     share = spec.norm_momentum * array_namespace(x).astype(count > 0, count.dtype)
     new = {"norm.mean": mean, "norm.variance": variance}
     return {name: narrowed((1 - share) * weights[name] + share * new[name], params[name]) for name in new}
+
+
+def check_arguments(
+    x: Array, params: Params, spec: NonLocalSpec, key_mask: Array, training: bool, method: str = "auto"
+) -> None:
+    """Check the arguments of a block, and that its arrays are of one library."""
+    check_block(x, params, spec, key_mask, training, method)
+    check_numpy(method, x=x)
+    check_library(x=x, key_mask=key_mask, **{f"params[{name!r}]": array for name, array in params.items()})
 
 
 # The parts, in the order of the formulas; `gradients` is built on them

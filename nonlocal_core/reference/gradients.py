@@ -13,6 +13,7 @@ from nonlocal_core.geometry import Sets, cut, uncut, windows_of
 from nonlocal_core.reference.block import (
     Params,
     at_least_one,
+    check_arguments,
     counted,
     finite_source,
     keys_of,
@@ -34,7 +35,7 @@ from nonlocal_core.reference.operation import (
     widened_operands,
 )
 from nonlocal_core.spec import NonLocalSpec
-from nonlocal_core.spec.calls import check_block, check_op
+from nonlocal_core.spec.calls import check_op
 from nonlocal_core.spec.form import Form, form_of
 from nonlocal_core.spec.parameters import STATISTICS
 
@@ -133,7 +134,7 @@ def nonlocal_block_vjp(
         array([30., 30., 30., 30.])
     """
     _check_numpy(x=x, dz=dz)
-    check_block(x, params, spec, key_mask, training, method)
+    check_arguments(x, params, spec, key_mask, training, method)
     _check_named(spec.pairwise)
     check_sizes("dz", dz.shape, x.shape)
     wide = widened(x=x, dz=dz)

@@ -217,6 +217,7 @@ def _wrong_calls(case: Case, x: Array, block: str) -> dict[str, tuple[Call, Call
         "window": option(subsample=1000),
         "axes": option(axes="space"),
         "norm": option(norm="layer"),
+        "unknown option": option(subsamle=2),
         "method": (
             lambda network: network.insert(["middle"], x, method="fast"),
             lambda _: check_method("fast", "embedded_gaussian"),

@@ -148,6 +148,10 @@ class JaxDriver:
         with self._scope(*params.values()):
             return _block(spec, params).export_params()
 
+    def create(self, **options: Any) -> Spec:
+        """Return the spec of a block with these options."""
+        return NonLocalBlock(**options, rngs=nnx.Rngs(0)).spec
+
     def rebuilt(self, spec: Spec) -> Spec:
         """Return the spec of a block that was taken apart into graph and state, and put together."""
         block = nnx.eval_shape(lambda: NonLocalBlock.from_spec(spec, rngs=nnx.Rngs(0)))

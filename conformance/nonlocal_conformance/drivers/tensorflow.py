@@ -162,6 +162,10 @@ class TensorflowDriver:
         with self._scope():
             return _block(spec, params, dtype).export_params()
 
+    def create(self, **options: Any) -> Spec:
+        """Return the spec of a block with these options."""
+        return NonLocalBlock(**options).spec
+
     def rebuilt(self, spec: Spec) -> Spec:
         """Return the spec of a layer that was made from the config of another."""
         return NonLocalBlock.from_config(NonLocalBlock.from_spec(spec).get_config()).spec

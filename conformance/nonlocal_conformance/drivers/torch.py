@@ -150,6 +150,10 @@ class TorchDriver:
         dtype = next(iter(params.values())).dtype if params else np.dtype("float32")
         return self._block(spec, params, dtype).export_params()
 
+    def create(self, **options: Any) -> Spec:
+        """Return the spec of a block with these options."""
+        return NonLocalBlock(**options).spec
+
     def rebuilt(self, spec: Spec) -> Spec:
         """Return the spec of a block that was pickled."""
         block: NonLocalBlock = pickle.loads(pickle.dumps(NonLocalBlock.from_spec(spec)))  # noqa: S301 - our own bytes
@@ -240,7 +244,7 @@ class TorchDriver:
         return torch.from_numpy(a).to(self.device)
 
     def _input(self, a: Array) -> torch.Tensor:
-        return self._tensor(a).movedim(-1, 1)
+        return self._tensor(a).movedim(-1, 1) if a.ndim > 1 else self._tensor(a)
 
     def _mask(self, key_mask: Mask) -> torch.Tensor | None:
         return None if key_mask is None else self._tensor(key_mask)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import nonlocal_core as nlc
 from nonlocal_conformance import CASES
@@ -499,6 +500,54 @@ def test_an_input_that_is_no_array_is_named(call, message):
     spec = nlc.NonLocalSpec(channels=3, norm="batch")
     with pytest.raises(TypeError, match=exactly(message)):
         call([1.0], nlc.init_params(spec, np.random.default_rng(0)), spec)
+
+
+WRONG = ["x", None, 1, [], 1.0, np.ones(3)]
+"""What is no bool."""
+
+
+@pytest.mark.parametrize("value", WRONG, ids=repr)
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (nlc.nonlocal_block, "training"),
+        (BLOCKS["gradients"], "training"),
+        (nlc.updated_statistics, "unbiased"),
+    ],
+    ids=["block", "gradients", "statistics"],
+)
+def test_what_is_to_be_true_or_false_is_no_other_value(call, name, value):
+    spec = nlc.NonLocalSpec(channels=3, norm="batch")
+    params = nlc.init_params(spec, np.random.default_rng(0))
+    with pytest.raises(TypeError, match=f"^`{name}` must be a bool. Got "):
+        call(np.ones((2, 4, 3)), params, spec, **{name: value})
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        nlc.param_shapes,
+        lambda spec: nlc.init_params(spec, np.random.default_rng(0)),
+        lambda spec: nlc.fold_norm({}, spec),
+    ],
+    ids=["shapes", "new", "folded"],
+)
+def test_a_spec_is_no_other_value(call):
+    with pytest.raises(TypeError, match=exactly("`spec` must be a NonLocalSpec. Got 'official' of type str.")):
+        call("official")
+
+
+def test_arrays_of_several_libraries_are_refused_by_name():
+    spec, x = nlc.NonLocalSpec(channels=3), np.ones((2, 4, 3))
+    params = nlc.init_params(spec, np.random.default_rng(0))
+    other = {**params, "g.bias": torch.zeros(1, dtype=torch.float64)}
+    with pytest.raises(
+        TypeError,
+        match=exactly("`params['g.bias']` must be an array of the same library as `x`. Got shape (1,) of type Tensor."),
+    ):
+        nlc.nonlocal_block(x, other, spec)
+    with pytest.raises(TypeError, match=r"^`phi` must be an array of the same library as `theta`\."):
+        nlc.nonlocal_op(x, torch.ones(2, 4, 3), x)
 
 
 @pytest.mark.parametrize("call", [nlc.nonlocal_block, BLOCKS["gradients"]], ids=["block", "gradients"])

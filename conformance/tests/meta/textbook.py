@@ -19,7 +19,7 @@ from nonlocal_conformance.memory import peak_resident
 from nonlocal_core import NonLocalSpec, param_shapes
 from nonlocal_core.arguments import check_positions
 from nonlocal_core.planning import METHODS, check_method
-from nonlocal_core.spec.calls import check_op
+from nonlocal_core.spec.calls import check_op, check_scores
 from nonlocal_core.spec.parameters import STATISTICS, check_params
 
 QUERIES = 64
@@ -199,7 +199,8 @@ class Textbook(Networks):
         """Return the scaled scores (n, m) of theta (C', n) and phi (C', m)."""
         theta, phi = self.wide(theta), self.wide(phi)
         if callable(form.pairwise):
-            return form.scale * form.pairwise(theta.T[None], phi.T[None])[0]
+            given = (theta.T[None], phi.T[None])
+            return form.scale * check_scores(form.pairwise(*given), *given)[0]
         if form.pairwise != "concatenation":
             return (form.scale * theta).T @ phi
         size = (-1, theta.shape[1], phi.shape[1])
@@ -488,6 +489,10 @@ class Textbook(Networks):
         if name in {"norm.weight", "norm.variance"}:
             return torch.ones(shape)
         return torch.randn(shape) * 0.01 if name.endswith(".weight") else torch.zeros(shape)
+
+    def create(self, **options):
+        """Return the spec of a block with these options."""
+        return NonLocalSpec(**options)
 
     def rebuilt(self, spec):
         """Return the spec as it comes back from a file."""

@@ -547,7 +547,8 @@ def test_parameters_of_bfloat16_are_exported_as_float32():
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"subsampel": 2}, TypeError, "unexpected keyword argument 'subsampel'"),
+        ({"metod": "auto"}, TypeError, "`metod` must be an option of NonLocalBlock. .* nearest is `method`"),
+        ({"subsampel": 2}, TypeError, "`subsampel` must be an option of NonLocalBlock"),
         ({"method": "sorted"}, ValueError, "`method` must be 'auto', 'pairwise' or 'streamed' for the form"),
         ({"pairwise": "cosine"}, ValueError, "`pairwise` must be one of"),
         ({"channels": 0}, ValueError, "`channels` must be a positive int. Got 0"),

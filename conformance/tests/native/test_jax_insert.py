@@ -393,8 +393,8 @@ def test_what_is_no_place_is_refused_and_changes_nothing(after, error, words):
     ("options", "error", "words"),
     [
         ({"method": "sorted"}, ValueError, "`method` must be 'auto', 'pairwise' or 'streamed'"),
-        ({"channels": 6}, TypeError, "multiple values for keyword argument 'channels'"),
-        ({"subsampel": 2}, TypeError, "unexpected keyword argument 'subsampel'"),
+        ({"channels": 6}, TypeError, "`channels` must be an option of insert_nonlocal"),
+        ({"subsampel": 2}, TypeError, "`subsampel` must be an option of insert_nonlocal"),
     ],
 )
 def test_wrong_options_are_named_and_change_nothing(options, error, words):

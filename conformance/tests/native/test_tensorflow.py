@@ -518,8 +518,9 @@ def test_positions_may_be_a_tensor_and_the_block_unbuilt():
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"subsampel": 2}, TypeError, "unexpected keyword argument 'subsampel'"),
-        ({"channels": None, "subsampel": 2}, TypeError, "unexpected keyword argument 'subsampel'"),
+        ({"metod": "auto"}, TypeError, "`metod` must be an option of NonLocalBlock. .* nearest is `method`"),
+        ({"subsampel": 2}, TypeError, "`subsampel` must be an option of NonLocalBlock"),
+        ({"channels": None, "subsampel": 2}, TypeError, "`subsampel` must be an option of NonLocalBlock"),
         ({"channels": None, "scale": 0}, ValueError, "`scale` must be"),
         (
             {"method": "sorted"},

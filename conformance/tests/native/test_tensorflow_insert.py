@@ -495,8 +495,8 @@ def test_a_layer_that_only_hangs_on_the_network_is_no_place():
     [
         ({"method": "sorted"}, ValueError, "`method` must be 'auto', 'pairwise' or 'streamed'"),
         ({"data_format": "NCHW"}, ValueError, "`data_format` must be one of 'channels_last', 'channels_first'"),
-        ({"channels": 6}, TypeError, "multiple values for argument 'channels'"),
-        ({"subsampel": 2}, TypeError, "unexpected keyword argument 'subsampel'"),
+        ({"channels": 6}, TypeError, "`channels` must be an option of insert_nonlocal"),
+        ({"subsampel": 2}, TypeError, "`subsampel` must be an option of insert_nonlocal"),
     ],
 )
 def test_wrong_options_are_named(options, error, words):

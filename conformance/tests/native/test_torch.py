@@ -321,7 +321,8 @@ def test_positions_may_be_a_tensor():
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"subsampel": 2}, TypeError, "unexpected keyword argument 'subsampel'"),
+        ({"metod": "auto"}, TypeError, "`metod` must be an option of NonLocalBlock. .* nearest is `method`"),
+        ({"subsampel": 2}, TypeError, "`subsampel` must be an option of NonLocalBlock"),
         ({"method": "sorted"}, ValueError, "`method` must be 'auto', 'pairwise' or 'streamed' for the form"),
         ({"pairwise": "cosine"}, ValueError, "`pairwise` must be one of"),
         ({"channels": 0}, ValueError, "`channels` must be a positive int. Got 0"),
@@ -377,8 +378,14 @@ def test_parameters_of_a_wrong_type_are_named(change, error, words):
         block.import_params({**block.export_params(), **change})
 
 
+@pytest.mark.parametrize("name", ["theta", "phi", "g", "key_mask"])
+def test_an_array_of_another_library_is_refused_by_the_operation(name):
+    arrays = {"theta": torch.ones(1, 2, 4), "phi": torch.ones(1, 3, 4), "g": torch.ones(1, 3, 4)}
+    arrays["key_mask"] = torch.ones(1, 3, dtype=torch.bool)
+    with pytest.raises(TypeError, match=f"^`{name}` must be a torch.Tensor. Got shape .* of type ndarray"):
+        nonlocal_op(**{**arrays, name: arrays[name].numpy()})
+
+
 def test_a_mask_of_another_library_is_refused():
-    with pytest.raises(
-        TypeError, match=r"`key_mask` must be a torch.Tensor or None. Got shape \(2, 5\) of type ndarray"
-    ):
+    with pytest.raises(TypeError, match=r"`key_mask` must be a torch.Tensor. Got shape \(2, 5\) of type ndarray"):
         NonLocalBlock(4)(torch.zeros(2, 4, 5), np.ones((2, 5), bool))

@@ -400,8 +400,8 @@ def test_a_sequential_with_a_forward_of_its_own_takes_a_block(place):
     ("options", "error", "words"),
     [
         ({"method": "sorted"}, ValueError, "`method` must be 'auto', 'pairwise' or 'streamed'"),
-        ({"channels": 6}, TypeError, "multiple values for keyword argument 'channels'"),
-        ({"subsampel": 2}, TypeError, "unexpected keyword argument 'subsampel'"),
+        ({"channels": 6}, TypeError, "`channels` must be an option of insert_nonlocal"),
+        ({"subsampel": 2}, TypeError, "`subsampel` must be an option of insert_nonlocal"),
         ({"example_input": random(2, 5, 5, 7)}, RuntimeError, "expected input.* to have 3 channels"),
     ],
 )
