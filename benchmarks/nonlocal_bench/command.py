@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nonlocal_bench.results import Run, load
+from nonlocal_bench.results import MALFORMED, Run, load
 from nonlocal_core.commands.usage import UsageError, need
+from nonlocal_core.errors import shortened
 from nonlocal_core.files.atomic_write import replace_file
 
 __all__ = ["add_parser"]
@@ -47,19 +48,25 @@ def run(args: argparse.Namespace) -> int:
         UsageError: for a wrong option, results that are missing, or a package that is not installed.
     """
     need("bench", "matplotlib", "rich")
-    from rich.console import Console
-
-    from nonlocal_bench.picture import draw
-    from nonlocal_bench.tables import blocks, growth
-
     if args.output.suffix.lower() != ".png":
         message = f"argument --output: must end in .png. Got {str(args.output)!r}."
         raise UsageError(message)
     try:
         found = load(args.results, args.machine, args.commit)
-    except ValueError as error:
-        message = f"argument --results: must be a folder of results, which `make bench` writes. Got {error}."
+        return show(args, found)
+    except (ValueError, *MALFORMED) as error:
+        got = error if isinstance(error, ValueError) else f"results that cannot be shown: {shortened(repr(error))}"
+        message = f"argument --results: must be a folder of results, which `make bench` writes. Got {got}."
         raise UsageError(message) from error
+
+
+def show(args: argparse.Namespace, found: Run) -> int:
+    """Print the tables and draw the picture."""
+    from rich.console import Console
+
+    from nonlocal_bench.picture import draw
+    from nonlocal_bench.tables import blocks, growth
+
     known = list(dict.fromkeys(one.params["geometry"] for one in found.measurements if "geometry" in one.params))
     geometries = known if args.geometry is None else args.geometry
     wrong = [name for name in geometries if name not in known]

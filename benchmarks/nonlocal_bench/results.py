@@ -5,13 +5,26 @@ from __future__ import annotations
 import ast
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Measurement", "Run", "load"]
+from nonlocal_core.arguments import read_json
+from nonlocal_core.errors import shortened
+from nonlocal_core.files.regular import read_file
+
+__all__ = ["MALFORMED", "Measurement", "Run", "load"]
+
+
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError, TypeError)
+"""What becomes of results that have another form than those of asv, beside a `ValueError`."""
+
+_MOST = 100_000
+"""How many combinations of parameters a benchmark has at most, whatever its file says."""
+
+_LONGEST = 100
+"""How many characters a parameter has at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +87,13 @@ def load(folder: Path, machine: str | None = None, commit: str | None = None) ->
         ValueError: no results in 'no_such_folder'
     """
     try:
-        about = json.loads((folder / "benchmarks.json").read_text(encoding="utf-8"))
+        about = _read(folder / "benchmarks.json")
         files = [path for path in folder.glob(f"{machine or '*'}/*.json") if path.name != "machine.json"]
         runs = [_run(path, about) for path in files if path.name.startswith(commit or "")]
     except FileNotFoundError:
         runs = []
-    except (KeyError, TypeError, ValueError, SyntaxError, AttributeError) as error:
-        message = f"results in {str(folder)!r} that asv did not write: {error}"
+    except (ValueError, *MALFORMED) as error:
+        message = f"results in {str(folder)!r} that asv did not write: {shortened(str(error))}"
         raise ValueError(message) from error
     if not runs:
         of = "".join(f" of {kind} {name!r}" for kind, name in (("machine", machine), ("commit", commit)) if name)
@@ -89,8 +102,12 @@ def load(folder: Path, machine: str | None = None, commit: str | None = None) ->
     return max(runs, key=lambda run: run.date)
 
 
+def _read(path: Path) -> Any:
+    return read_json(read_file(path).decode())
+
+
 def _run(path: Path, about: Mapping[str, Any]) -> Run:
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = _read(path)
     machine = {name: value for name, value in data["params"].items() if name not in data["requirements"]}
     measurements = [
         one
@@ -104,12 +121,24 @@ def _run(path: Path, about: Mapping[str, Any]) -> Run:
 def _measurements(name: str, columns: Any, names: Any, notes: Any) -> list[Measurement]:
     """Return the measurements of one benchmark; a number that is none was not measured."""
     values, axes = columns[:2]
-    combinations = list(itertools.product(*axes))
+    count = math.prod(map(len, axes))
+    if count > _MOST:
+        message = f"{name} has {count} combinations of parameters"
+        raise ValueError(message)
+    meanings = {text: _meaning(text) for text in itertools.chain(*axes)}
     known = notes.get(name.rpartition(".")[0], {})
     found = []
-    for params, value in zip(combinations, [None] * len(combinations) if values is None else values, strict=True):
+    for params, value in zip(itertools.product(*axes), values or [None] * count, strict=True):
         if value is None or not math.isnan(value):
-            meant = dict(zip(names, map(ast.literal_eval, params), strict=True))
+            meant = dict(zip(names, (meanings[text] for text in params), strict=True))
             note = known.get(", ".join(params)) if value is None else None
             found.append(Measurement(name, meant, value, note))
     return found
+
+
+def _meaning(text: str) -> Any:
+    """Return the value of a parameter, which asv writes as Python would."""
+    if len(text) > _LONGEST:
+        message = f"a parameter of {len(text)} characters"
+        raise ValueError(message)
+    return ast.literal_eval(text)

@@ -87,6 +87,8 @@ def _start(entry: EntryPoint, device: str) -> Any:
         raise ImportError(message) from error
     except AttributeError as error:
         raise fail_value("backend", "name a driver class that exists", repr(entry.value)) from error
+    if not (isinstance(driver, type) and callable(getattr(driver, "block", None))):
+        raise fail_value("backend", "be a driver class, which has a method `block`", repr(entry.value))
     try:
         return driver(device)
     except RuntimeError as error:

@@ -16,6 +16,7 @@ from nonlocal_conformance import loader
 from nonlocal_conformance.registry import Unsupported, bind
 from nonlocal_conformance.runner import match_expected
 from nonlocal_core import SPECIFICATION_VERSION, __version__
+from nonlocal_core.files.regular import read_file
 
 __all__ = ["read_expected"]
 
@@ -139,7 +140,7 @@ def read_expected(path: Path) -> dict[str, str]:
         ValueError: if a line has no reason.
     """
     expected = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_file(path).decode().splitlines(), start=1):
         name, _, reason = (part.strip() for part in line.partition("#"))
         if not name:
             continue

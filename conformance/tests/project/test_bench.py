@@ -459,3 +459,40 @@ def test_results_that_asv_did_not_write_are_refused(results, capsys):
     (results / "benchmarks.json").write_text("[", encoding="utf-8")
     assert main(["bench"]) == 2
     assert "Got results in 'benchmarks/results' that asv did not write: " in capsys.readouterr().err
+
+
+def product(data):
+    data["results"]["scaling.Scaling.time_positions"] = [None, [[str(i) for i in range(10)]] * 12]
+
+
+def long_parameter(data):
+    data["results"]["scaling.Scaling.time_positions"] = [[1.0], [["1" * 101]] * 5]
+
+
+WRONG_RESULTS = {
+    "product": (product, "scaling.Scaling.time_positions has 1000000000000 combinations of parameters"),
+    "long": (long_parameter, "a parameter of 101 characters"),
+    "date": (lambda data: data.update(date=1e300), ""),
+    "number": (lambda data: data.update(date=10**400), ""),
+    "machine": (lambda data: data.update(params={}), "results that cannot be shown: KeyError('machine')"),
+    "commit": (lambda data: data.update(commit_hash=None), "results that cannot be shown: TypeError"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), WRONG_RESULTS.values(), ids=WRONG_RESULTS)
+def test_results_of_another_form_are_refused_in_one_line(change, words, results, capsys):
+    (file,) = (path for path in results.glob("*/*.json") if path.name != "machine.json")
+    data = json.loads(file.read_text(encoding="utf-8"))
+    change(data)
+    file.write_text(json.dumps(data), encoding="utf-8")
+    assert main(["bench"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("nonlocal: error: argument --results: must be a folder of results, which `make bench` writes")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_a_key_that_stands_twice_in_results_is_refused(results, capsys):
+    (results / "benchmarks.json").write_text('{"a": 1, "a": 2}', encoding="utf-8")
+    assert main(["bench"]) == 2
+    assert "The key 'a' stands twice in one object" in capsys.readouterr().err

@@ -208,6 +208,13 @@ def test_a_class_that_does_not_exist_is_refused():
         loader.load("json:Driver")
 
 
+@pytest.mark.parametrize("address", ["os:system", "subprocess:Popen", "json:JSONDecoder", "os:sep"])
+def test_what_is_no_driver_class_is_refused_and_not_called(address):
+    words = f"`backend` must be a driver class, which has a method `block`. Got '{address}'."
+    with pytest.raises(ValueError, match=f"^{words}$"):
+        loader.load(address)
+
+
 def test_two_backends_of_one_name_are_refused(entries):
     entries(("toy", "json:Ours"), ("toy", "json:Theirs"))
     with pytest.raises(ValueError, match=r"one of \['json:Ours', 'json:Theirs'\], which share a name"):

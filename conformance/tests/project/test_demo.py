@@ -1,9 +1,11 @@
 """`nonlocal demo`: what it prints, what it draws, and what it refuses."""
 
 import io
+import os
 import re
 import sys
 import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from rich.console import Console
 
 from nonlocal_conformance import loader
 from nonlocal_conformance.drivers.numpy import NumpyDriver
+from nonlocal_conformance.memory import peak_resident
 from nonlocal_core.commands.demo import command as demo
 from nonlocal_core.commands.demo import comparison, measurement, picture
 from nonlocal_core.commands.demo.denoise import nonlocal_means, operands, psnr
@@ -358,12 +361,30 @@ def write_cut(name="cut.png", form="PNG", share=0.5):
     Path(name).write_bytes(buffer.getvalue()[: int(share * buffer.tell())])
 
 
+def write_many(times=1):
+    """Write a small file of a few more pixels than a photograph has, or of far more."""
+    Image.new("1", (2**13, times * 2**12 + 1)).save("many.png")
+
+
+def write_scans():
+    """Write a JPEG file that goes over its pixels very often."""
+    buffer = io.BytesIO()
+    Image.new("L", (4096, 4096), 128).save(buffer, "JPEG", progressive=True)
+    start, *scans = buffer.getvalue().split(b"\xff\xda")
+    Path("scans.jpg").write_bytes(b"\xff\xda".join([start, scans[0], *scans[1:2] * 600, *scans[2:]]))
+
+
 WRONG_FILES = {
     "missing": (lambda: None, "none.png", "No such file or directory"),
     "folder": (lambda: None, ".", "Is a directory"),
     "text": (write_text, "text.png", "must be a PNG or JPEG file. Got 'text.png', which is neither"),
     "gif": (write_gif, "moving.gif", "must be a PNG or JPEG file. Got 'moving.gif', which is neither"),
     "cut": (write_cut, "cut.png", "that can be read. Got 'cut.png'"),
+    "pipe": (lambda: os.mkfifo("pipe.png"), "pipe.png", "`path` must name a regular file. Got 'pipe.png'"),
+    "device": (lambda: None, "/dev/zero", "`path` must name a regular file. Got '/dev/zero'"),
+    "many": (write_many, "many.png", "at most 33554432 pixels, or --most-pixels must allow more. Got 'many.png'"),
+    "more": (partial(write_many, 30), "many.png", "at most 33554432 pixels, or --most-pixels must allow more."),
+    "scans": (write_scans, "scans.jpg", "it has more than 106 scans"),
 }
 
 
@@ -380,6 +401,13 @@ def test_a_wrong_file_is_refused_in_one_line(write, name, words, capsys, folder)
     assert sorted(folder.iterdir()) == before
 
 
+def test_more_pixels_are_read_if_that_is_asked_for(folder):
+    write_many()
+    image, peak = peak_resident(lambda: picture.read(folder / "many.png", 32, pixels=2**26))
+    assert (image.shape, peak < 32 * 2**25) == ((16, 32, 1), True)
+    assert Image.MAX_IMAGE_PIXELS > 2**26
+
+
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.5, 0.9, 0.99])
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
 def test_a_picture_that_was_cut_off_is_refused(form, share):
@@ -390,10 +418,11 @@ def test_a_picture_that_was_cut_off_is_refused(form, share):
 
 WRONG_OPTIONS = {
     "--size": [["0"], ["-3"], ["2.5"], ["many"], ["513"]],
-    "--noise": [["-0.1"], ["nan"], ["inf"], ["loud"]],
-    "--strength": [["0"], ["-1"], ["inf"], ["nan"]],
-    "--reach": [["0"], ["nan"], ["-2"]],
-    "--patch": [["4"], ["0"], ["-5"], ["3.0"]],
+    "--noise": [["-0.1"], ["nan"], ["inf"], ["loud"], ["1e308"], ["1e-320"]],
+    "--strength": [["0"], ["-1"], ["inf"], ["nan"], ["1e-300"], ["1e-20"]],
+    "--reach": [["0"], ["nan"], ["-2"], ["1e-320"]],
+    "--patch": [["4"], ["0"], ["-5"], ["3.0"], ["33"], ["999999999"]],
+    "--most-pixels": [["0"], ["many"]],
     "--seed": [["-1"], ["x"]],
     "--pixel": [["1"], ["24", "0"], ["0", "24"], ["-1", "0"], ["0", "x"]],
     "--output": [["out.jpg"], ["."], ["folder.png"], ["none/out.png"], ["file/out.png"], ["x" * 300 + ".png"]],

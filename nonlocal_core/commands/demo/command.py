@@ -17,7 +17,7 @@ from nonlocal_core.commands.demo.comparison import NOTE as COMPARISON_NOTE
 from nonlocal_core.commands.demo.comparison import best_window, whole_picture
 from nonlocal_core.commands.demo.denoise import default_strength, estimate_noise, operands, pixel_weights, psnr
 from nonlocal_core.commands.demo.measurement import NOTE, REFERENCE, SAMPLE, Row, measured, table_of
-from nonlocal_core.commands.demo.picture import Panel, built_in, draw, read, strong_edge
+from nonlocal_core.commands.demo.picture import PIXELS, Panel, built_in, draw, read, strong_edge
 from nonlocal_core.commands.usage import UsageError, need, option
 from nonlocal_core.files.atomic_write import replace_file
 
@@ -26,6 +26,9 @@ __all__ = ["add_parser"]
 Array = np.ndarray[Any, Any]
 
 _BLOCK_ALONE = "has the block alone, without its operation."
+
+_NOISE, _PATCH = 1e9, 32
+"""The most that is taken for the noise, and what no side of a patch reaches."""
 
 _QUANTUM = 1 / 255
 """The step of a photograph's values: no noise is taken to be below it."""
@@ -47,8 +50,9 @@ def add_parser(subparsers: Any, backends: Any) -> None:
     add = partial(_add, parser)
     count = option(int, lambda value: value > 0, "be a positive int")
     index = option(int, lambda value: value >= 0, "be an int, 0 or above")
-    odd = option(int, lambda value: value > 0 and value % 2 == 1, "be a positive, odd int")
-    noise = option(float, lambda value: 0 <= value < math.inf, "be a finite number, 0 or above")
+    odd = option(int, lambda value: 0 < value < _PATCH and value % 2 == 1, f"be an odd int from 1 to {_PATCH - 1}")
+    rule = f"be 0 or a number from {1 / _NOISE:g} to {_NOISE:g}"
+    noise = option(float, lambda value: value == 0 or 1 / _NOISE <= value <= _NOISE, rule)
     strength = option(float, lambda value: 0 < value < math.inf, "be a positive, finite number")
     reach = option(float, lambda value: value > 0, "be a positive number or inf")
 
@@ -56,6 +60,8 @@ def add_parser(subparsers: Any, backends: Any) -> None:
     add("image", text, nargs="?", type=Path, metavar="FILE")
     text = "the side of the picture; of a file, the longer side at most"
     add("--size", text, type=count, metavar="PIXELS", default=192)
+    text = "how many pixels a file has at most; one with more is not decoded"
+    add("--most-pixels", text, type=count, metavar="N", default=PIXELS)
     text = "the noise that is added to values of 0 to 1; 0 takes a picture that has noise"
     add("--noise", text, type=noise, metavar="SIGMA", default=0.1)
     add("--seed", "the seed of that noise", type=index, metavar="N", default=0)
@@ -105,7 +111,12 @@ def run(args: argparse.Namespace, backends: Any) -> int:
     strength = args.strength
     if strength is None:
         strength = default_strength(noise, args.patch, clean.shape[-1])
-    arrays = operands(noisy, strength=strength, patch=args.patch, reach=args.reach)
+    try:
+        arrays = operands(noisy, strength=strength, patch=args.patch, reach=args.reach)
+    except ValueError as error:
+        _, name, words = str(error).split("`", 2)
+        message = f"argument --{name}:{words}"
+        raise UsageError(message) from error
     out.print(introduction(args, clean, noisy, noise, strength), soft_wrap=True)
 
     results = measured(backends.load(REFERENCE), frameworks, arrays, whole=whole, console=err)
@@ -150,7 +161,7 @@ def output_error(path: Path, error: OSError) -> UsageError:
 def photograph_of(args: argparse.Namespace) -> Array:
     """Return the photograph, `(H, W, C)` in 0..1."""
     try:
-        return built_in(args.size) if args.image is None else read(args.image, args.size)
+        return built_in(args.size) if args.image is None else read(args.image, args.size, args.most_pixels)
     except ValueError as error:
         message = f"argument {'--size' if args.image is None else 'FILE'}: {error}"
         raise UsageError(message) from error

@@ -19,6 +19,9 @@ Array = np.ndarray[Any, Any]
 _STRENGTH = 1.4
 """The strength in units of the noise of a patch, its standard deviation times the root of its numbers."""
 
+_FARTHEST = float(np.finfo(np.float32).max) / 64
+"""What the square of a point stays below, so that float32 holds the scores."""
+
 _NORMAL_QUARTILE = 0.6745
 """The median of |n| for n of the standard normal distribution."""
 
@@ -78,13 +81,22 @@ def operands(image: Array, *, strength: float, patch: int = 5, reach: float = 4.
     check_image(image, patch, strength, reach)
     pixels = np.atleast_3d(image).astype(np.float64)
     height, width, _ = pixels.shape
-    q = np.indices((height, width)).reshape(2, -1).T / reach
-    u = np.concatenate([patches(pixels, patch) / strength, q], axis=1)
+    q = np.indices((height, width)).reshape(2, -1).T
+    u = np.concatenate([_scaled("strength", patches(pixels, patch), strength), _scaled("reach", q, reach)], axis=1)
     # Distances do not see the mean, but the rounding of float32 does.
     u -= u.mean(axis=0)
     theta = np.concatenate([2 * u, np.ones((len(u), 1))], axis=1)
     phi = np.concatenate([u, -np.sum(u**2, axis=1, keepdims=True)], axis=1)
     return theta[None], phi[None], pixels.reshape(1, height * width, -1)
+
+
+def _scaled(name: str, points: Array, unit: float) -> Array:
+    """Return points in a unit in which their distances are numbers of float32."""
+    with np.errstate(over="ignore"):
+        scaled: Array = points / unit
+        if not np.einsum("nf,nf->n", scaled, scaled).max() < _FARTHEST:
+            raise fail_value(name, "be so large that the distances in it are finite in float32", unit)
+    return scaled
 
 
 def check_image(image: Array, patch: int, strength: float, reach: float) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Panel", "built_in", "draw", "read", "strong_edge"]
+from nonlocal_core.files.regular import read_file
+
+__all__ = ["PIXELS", "Panel", "built_in", "draw", "read", "strong_edge"]
 
 Array = np.ndarray[Any, Any]
 
@@ -24,6 +28,12 @@ _LEAST_RADIUS = 8
 _PANEL = 4.2
 _LEAST_PANEL = 2.6
 """The sides of a panel in inches; titles need the least."""
+
+PIXELS = 2**25
+"""How many pixels a photograph has at most, if no one says otherwise."""
+
+_SCANS = 100
+"""A progressive JPEG file has some ten."""
 
 _MARK = "tab:orange"
 
@@ -46,7 +56,7 @@ def built_in(size: int) -> Array:
     return photograph[top : top + size, left : left + size, None]
 
 
-def read(path: Path, size: int) -> Array:
+def read(path: Path, size: int, pixels: int = PIXELS) -> Array:
     """Read a photograph, `(H, W, 1)` or, in colour, `(H, W, 3)`, in 0..1.
 
     What is transparent is laid on white. A photograph whose longer side is above `size` is made smaller.
@@ -54,20 +64,28 @@ def read(path: Path, size: int) -> Array:
     Args:
         path: a PNG or JPEG file.
         size: the largest side.
+        pixels: how many pixels it has at most; one with more is not decoded.
 
     Raises:
-        ValueError: if it is not such a file, or a damaged one; the text follows the name of the argument.
+        ValueError: if it is not such a file, a damaged one, or has more pixels; the text follows the name of the
+            argument.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
+        content = read_file(path)
+        _check_scans(content)
+        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning), _at_most(pixels):
+            image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        message = f"must have at most {pixels} pixels, or --most-pixels must allow more. Got {str(path)!r}."
+        raise ValueError(message) from None
     except UnidentifiedImageError:
         message = f"must be a PNG or JPEG file. Got {str(path)!r}, which is neither."
         raise ValueError(message) from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         message = f"must be a PNG or JPEG file that can be read. Got {str(path)!r}: {reason}."
         raise ValueError(message) from None
@@ -79,6 +97,26 @@ def read(path: Path, size: int) -> Array:
     values = np.atleast_3d(np.asarray(plain, dtype=np.float64)) / (1 if plain.mode == "F" else 255)
     # Bytes are cut off where resizing overshoots, floats are not.
     return np.clip(values, 0, 1)
+
+
+@contextlib.contextmanager
+def _at_most(pixels: int) -> Iterator[None]:
+    """Let Pillow warn of a picture with more pixels, once it has read the size."""
+    from PIL import Image
+
+    usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = usual
+
+
+def _check_scans(content: bytes) -> None:
+    """Check that a JPEG file goes over its pixels not much more often than any does, some bytes each time."""
+    most = _SCANS + len(content) // 2**14  # what follows the picture may hold the two bytes by chance
+    if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > most:
+        message = f"it has more than {most} scans"
+        raise ValueError(message)
 
 
 def _plain(image: Any) -> Any:
