@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from nonlocal_core.files.peers.layouts import LAYOUTS
 from nonlocal_core.files.peers.matching import check_state_dict, match, under
+from nonlocal_core.files.peers.sources import sources_of
 from nonlocal_core.spec.presets import PRESETS
 
 __all__ = ["find_peer_blocks", "recognise"]
@@ -46,21 +47,22 @@ def find_peer_blocks(state_dict: Mapping[str, Any]) -> list[tuple[str, str]]:
         [('module.nl_1', 'alexhex7')]
     """
     check_state_dict(state_dict)
+    names = sources_of(state_dict)
     prefixes = dict.fromkeys(
         name.removesuffix(key).removesuffix(separator)
-        for name in state_dict
+        for name in names
         for separator, key in sorted(_LAST)
         if name == key or name.endswith(separator + key)
     )
-    found = {prefix: recognise(state_dict, prefix) for prefix in prefixes}
+    found = {prefix: recognise(names, prefix) for prefix in prefixes}
     return [(prefix, peer) for prefix, peer in found.items() if peer is not None]
 
 
-def recognise(state_dict: Mapping[str, Any], prefix: str) -> str | None:
+def recognise(names: Collection[str], prefix: str) -> str | None:
     """Return the implementation of the block called `prefix`: of several, the one to which its norm is most usual."""
     usual = {}
     for peer, layout in LAYOUTS.items():
-        block = match(peer, under(state_dict, prefix, layout.style.separator))
+        block = match(peer, under(names, prefix, layout.style.separator))
         if block.is_whole:
             usual[peer] = PRESETS[peer].norms.index(block.told["norm"])
     return min(usual, key=usual.__getitem__, default=None)
