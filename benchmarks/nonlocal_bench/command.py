@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nonlocal_bench.results import MALFORMED, Run, load
-from nonlocal_core.commands.usage import UsageError, need
+from nonlocal_core.commands.usage import UsageError, fitted, need
 from nonlocal_core.errors import shortened
 from nonlocal_core.files.atomic_write import replace_file
 
@@ -74,11 +74,15 @@ def show(args: argparse.Namespace, found: Run) -> int:
         message = f"argument --geometry: must be one of {', '.join(known)}. Got {wrong[0]!r}."
         raise UsageError(message)
     out = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
+
+    def show(table: Any) -> None:
+        out.print(table if args.markdown else fitted(table, out))
+
     out.print(introduction(found), soft_wrap=True)
     if geometries:
-        out.print(blocks(found, geometries, markdown=args.markdown))
+        show(blocks(found, geometries, markdown=args.markdown))
     if any(one.params["step"] == args.step for one in found.of("scaling.Scaling.time_positions")):
-        out.print(growth(found, args.step, markdown=args.markdown))
+        show(growth(found, args.step, markdown=args.markdown))
         try:
             replace_file(args.output, draw(found, args.step))
         except OSError as error:

@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
         description="Run every check of the conformance suite that applies to a backend.",
         epilog="What follows -- goes to pytest, for example: nonlocal conformance torch -- -x -k gradients",
     )
-    parser.add_argument("backend", help="the name of an installed backend, such as numpy, or package.module:Driver")
+    parser.add_argument("backend", help="the name of an installed backend, such as numpy, or module:Driver")
     parser.add_argument("--device", default="cpu", help="where it computes: cpu (default), cuda, ...")
     parser.add_argument("--expected-failures", metavar="FILE", help="a file of lines `check  # reason` that must fail")
     parser.set_defaults(run=run, passed_on=[])

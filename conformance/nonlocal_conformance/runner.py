@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import shutil
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -50,6 +52,8 @@ def run_checks(
 ) -> list[Result]:
     """Run every check that applies to a driver, without pytest.
 
+    A line on the standard error stream, where that is a terminal, says how far it is.
+
     Args:
         driver: an instance of a driver class.
         expected_failures: from the name of a check, an id "check-case-dtype" or a pattern of ids to the reason.
@@ -76,8 +80,10 @@ def run_checks(
     bound = bind(driver)
     reasons = match_expected(bound, expected_failures)
     results = []
-    for one in bound:
+    for number, one in enumerate(bound, 1):
+        _show(f"{number} of {len(bound)}: {one.id}")
         results.append(_result(one, reasons.get(one.id)))
+        _show("")
         on_result(results[-1])
     wrong = [result for result in results if result.is_wrong]
     if wrong and on_failure == "raise":
@@ -149,6 +155,14 @@ def match_expected(bound: list[Bound], expected: Mapping[str, str] | None) -> di
             raise ValueError(message)
         reasons |= dict.fromkeys(matched, reason)
     return reasons
+
+
+def _show(text: str) -> None:
+    """Write a text over the last one, on a terminal only."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns - 1
+        sys.stderr.write(f"\r{text[:width]:{width}}\r")
+        sys.stderr.flush()
 
 
 def _result(one: Bound, reason: str | None) -> Result:

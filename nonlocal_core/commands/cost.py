@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Collection
 from typing import Any
 
-from nonlocal_core.commands.usage import UsageError, need, option
+from nonlocal_core.commands.usage import UsageError, fitted, need, option
 from nonlocal_core.costs.model import DIMENSIONS, DTYPES, Cost, cost
 from nonlocal_core.geometry import SPACES
 from nonlocal_core.spec import NonLocalSpec
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     console = Console(markup=False, highlight=False)
     console.print(introduction(args, spec, found), soft_wrap=True)
-    console.print(table_of(found))
+    console.print(fitted(table_of(found), console))
     console.print(NOTE.format(", and their gradients" if args.training else ""))
     return 0
 

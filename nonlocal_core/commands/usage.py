@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["UsageError", "need", "option"]
+__all__ = ["UsageError", "fitted", "need", "option"]
 
 
 class UsageError(Exception):
@@ -33,6 +33,16 @@ def need(extra: str, *modules: str) -> None:
         except ImportError as error:
             message = f'this command needs {module!r}: pip install "nonlocal-core[{extra}]" ({error})'
             raise UsageError(message) from error
+
+
+def fitted(table: Any, console: Any) -> Any:
+    """Return what a console of rich prints for a table: cells under each other where the table is too wide for it."""
+    if console.measure(table, options=console.options.update(max_width=1000)).maximum <= console.width:
+        return table
+    titles = [str(column.header) for column in table.columns]
+    rows = zip(*(column.cells for column in table.columns), strict=True)
+    lines = ("\n".join(f"{title}: {cell}" for title, cell in zip(titles, row, strict=True)) for row in rows)
+    return "\n\n".join(lines) + "\n"
 
 
 def option(convert: Callable[[str], Any], holds: Callable[[Any], bool], rule: str) -> Callable[[str], Any]:

@@ -74,6 +74,17 @@ _OFFICIAL = Preset(
     norm_epsilon=1.0000001e-5,
 )
 
+# Its theta and phi have C / 8 rows and its g C / 2, and one gain stands for all channels of gamma: a new block has more
+# parameters here, and a file of it is read exactly, with zero rows in theta and phi and the gain in every channel.
+_BIGGAN = Preset(
+    project="ajbrock/BigGAN-PyTorch",
+    forms=(_EMBEDDED,),
+    norms=("affine",),
+    ranks=(2,),
+    window=HALVES,
+    bias=False,
+)
+
 PRESETS: Mapping[str, Preset] = {
     "official": _OFFICIAL,
     # The nets for long clips: their backbone has the affine layers, and these blocks have no norm at all.
@@ -95,6 +106,17 @@ PRESETS: Mapping[str, Preset] = {
         forms=(_EMBEDDED, _DOT),
         norms=("batch", None, "affine"),
         ranks=(3,),
+        subsample_at="input",
+        scale="inner",
+        zero_init=False,
+    ),
+    # The network of its file i3d_r50_nl_kinetics.pth.
+    "pytorch_resnet3d": Preset(
+        project="Tushar-N/pytorch-resnet3d",
+        forms=(_EMBEDDED,),
+        norms=("batch",),
+        ranks=(3,),
+        window=HALVES,
         subsample_at="input",
         scale="inner",
         zero_init=False,
@@ -150,6 +172,9 @@ PRESETS: Mapping[str, Preset] = {
         scale="root",
         bias_before_norm=False,
     ),
+    "sagan": dataclasses.replace(_BIGGAN, project="voletiv/self-attention-GAN-pytorch", bias=True),
+    "biggan": _BIGGAN,
+    "pretrained_biggan": dataclasses.replace(_BIGGAN, project="huggingface/pytorch-pretrained-BigGAN"),
     # It pools pairs of flattened positions: a window on the last axis, if that axis is even.
     "keras_nonlocal": Preset(
         project="titu1994/keras-non-local-nets",

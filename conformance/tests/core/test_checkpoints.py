@@ -8,12 +8,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from nonlocal_core import NonLocalSpec, init_params, nonlocal_block, param_shapes
+from nonlocal_core import NonLocalSpec, init_params, nonlocal_block, nonlocal_block_vjp, param_shapes
 from nonlocal_core.files.peers import AssumedOptionsWarning, find_peer_blocks, from_peer, to_peer
 from nonlocal_core.spec.presets import PRESETS
 
 E, G, D, C = "embedded_gaussian", "gaussian", "dot_product", "concatenation"
-CHANNELS, INNER = 7, 3
+CHANNELS, INNER, NARROW = 7, 3, 2
 SIZES = {1: (7,), 2: (5, 6), 3: (8, 3, 5)}
 PLACE = "stage.1.block"
 BIAS = {"theta": True, "phi": True, "g": True, "out": False}
@@ -39,11 +39,17 @@ def caffe2_keys(*, norm):
     return keys | {f"norm.{name}": blobs[name] for name in norm.split()}
 
 
+def gan_keys(gain, **layers):
+    """Return the keys of a block with one gain, which stands for both parameters of the norm."""
+    return torch_keys(**layers) | {"norm.weight": gain, "norm.bias": None}
+
+
 WEIGHT_BIAS = (("weight", "w"), ("bias", "b"))
 BATCH = "weight bias mean variance"
 VIDEO = {"theta": "conv_theta", "phi": "conv_phi", "g": "conv_g", "out": "conv_out"}
 PLAIN = {"theta": "theta", "phi": "phi", "g": "g"}
 POOLED = {"theta": "theta", "phi": "phi.0", "g": "g.0"}
+SPECTRAL = {layer: f"snconv1x1_{layer}" for layer in PLAIN}
 CONV = {"theta": "theta.conv", "phi": "phi.conv", "g": "g.conv", "out": "conv_out.conv"}
 CONV_POOLED = CONV | {"phi": "phi.0.conv", "g": "g.0.conv"}
 CONV_NORM = {"out": "conv_out.conv!", "norm": "conv_out.bn"}
@@ -96,30 +102,53 @@ ROWS = {
         False,
     ),
     "gluon no norm": ("gluon", 2, E, torch_keys(**PLAIN, out="W"), INNER**-0.5, None, False),
+    "resnet3d": ("pytorch_resnet3d", 3, E, torch_keys(**PLAIN, out="out", norm="bn"), INNER**-0.5, (1, 2, 2), True),
+    "sagan": ("sagan", 2, E, gan_keys("sigma", **SPECTRAL, out="snconv1x1_attn"), 1, (2, 2), False),
+    "biggan": ("biggan", 2, E, gan_keys("gamma", theta="theta!", phi="phi!", g="g!", out="o!"), 1, (2, 2), False),
+    "biggan deep": (
+        "pretrained_biggan",
+        2,
+        E,
+        gan_keys("gamma", **{layer: f"{name}!" for layer, name in SPECTRAL.items()}, out="snconv1x1_o_conv!"),
+        1,
+        (2, 2),
+        False,
+    ),
     "keras": ("keras_nonlocal", 2, E, {f"{name}.weight": name for name in (*PLAIN, "out")}, 1, (1, 2), False),
     "keras dot": ("keras_nonlocal", 3, D, {f"{name}.weight": name for name in (*PLAIN, "out")}, 1, None, False),
     "keras gaussian": ("keras_nonlocal", 1, G, {"g.weight": "g", "out.weight": "out"}, 1, None, False),
 }
 FOUND_AS = {"mmdet2019": "mmcv", "mmdet2019 norm": "mmcv", "gluon no norm": "alexhex7"}
 """The rows whose keys are also those of another implementation, which is found."""
+GANS = [row for row, (_, _, _, keys, *_) in ROWS.items() if keys.get("norm.bias", "") is None]
 
 DOUBLE = {"sub_phi.0": "phi", "sub_g.0": "g", "W_bn.0": "W", "W_bn.1": "bn"}
 """What gluon's files hold twice."""
 
 
 def values(names, seed=0):
-    """Return parameters of the given canonical names; none is zero, and variances are positive."""
+    """Return parameters of the given canonical names; variances are positive, and none is zero but in a GAN."""
     rng = np.random.default_rng(seed)
     weight = {"out": (CHANNELS, INNER), "concat": (2 * INNER,), "norm": (CHANNELS,)}
     shapes = {name: weight.get(name.partition(".")[0], (INNER, CHANNELS)) for name in names}
     shapes = {name: shape if name[-6:] == "weight" else shape[:1] for name, shape in shapes.items()}
     shapes |= {"concat.bias": ()} if "concat.bias" in shapes else {}
-    return {name: rng.normal(size=shape) ** (2 if name == "norm.variance" else 1) for name, shape in shapes.items()}
+    params = {name: rng.normal(size=shape) ** (2 if name == "norm.variance" else 1) for name, shape in shapes.items()}
+    if any(names is ROWS[row][3] for row in GANS):
+        params |= {"norm.weight": np.full(CHANNELS, 0.7), "norm.bias": np.zeros(CHANNELS)}
+        for name in params:
+            if name.startswith(("theta", "phi")):
+                params[name][NARROW:] = 0
+    return params
 
 
 def in_file(peer, rank, keys, params, place=PLACE):
     """Return a file of one block, as the implementation would have written it."""
     file, ones, separator = {}, (1,) * rank, "_" if peer.startswith("official") else "."
+    if keys.get("norm.bias", "") is None:
+        gain = params["norm.weight"][0] if peer == "biggan" else params["norm.weight"][:1]
+        rows = {name: a[:NARROW] for name, a in params.items() if name.startswith(("theta", "phi"))}
+        params = {name: a for name, a in params.items() if name != "norm.bias"} | rows | {"norm.weight": gain}
     for name, array in params.items():
         if name == "concat.weight":
             shaped = array.reshape((1, 2 * INNER, 1, 1))
@@ -337,6 +366,7 @@ ASSUMED = [
     ("mmcv gaussian", {"subsample_at": "input"}, "scale=None. "),
     ("alexhex7 unpooled", {"scale": "inner"}, f"pairwise={E!r}, norm_epsilon=1e-05. "),
     ("timm", {"norm_epsilon": 1e-3}, "scale='input', subsample=None. "),
+    ("biggan", {}, "scale=None, subsample=(2, 2), subsample_at='projection'. "),
 ]
 
 
@@ -526,6 +556,11 @@ def test_a_value_that_is_no_array_of_floats_is_a_type_error(value, got):
         ("timm", "norm.running_var", (3,), (7,)),
         ("mmcv concat", "concat_project.conv.weight", (1, 3, 1, 1), (1, 6, 1, 1)),
         ("tea1528 concat", "W_f.0.bias", (), (1,)),
+        ("sagan", "snconv1x1_theta.weight", (4, 7, 1, 1), (3, 7, 1, 1)),
+        ("sagan", "snconv1x1_phi.weight", (3, 7, 1, 1), (2, 7, 1, 1)),
+        ("sagan", "snconv1x1_theta.weight", (), (3, 7, 1, 1)),
+        ("sagan", "snconv1x1_phi.bias", (3,), (2,)),
+        ("biggan", "gamma", (7,), (1,)),
         ("keras", "theta", (3, 3, 7, 3), (1, 1, 7, 3)),
         ("keras", "out", (1, 1, 7, 3), (1, 1, 3, 7)),
     ],
@@ -555,6 +590,98 @@ def test_a_kernel_of_another_rank_is_refused(row, key, shape, axes):
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         from_peer(file, peer=peer, prefix=PLACE, pairwise=form)
+
+
+# Spectral normalisation
+
+
+def spectral(file, form):
+    """Return a file whose weights are twice what they should be, with the vectors by which their layers divide them."""
+    found = {}
+    for key, array in file.items():
+        if np.ndim(array) != 4:
+            found[key] = array
+            continue
+        layer = key.removesuffix(".weight")
+        u, values, v = np.linalg.svd(array.reshape(len(array), -1))
+        twice = 2 * array / values[0]
+        match form:
+            case "hook":
+                found |= {f"{layer}.weight_orig": twice, f"{layer}.weight_u": u[:, 0], f"{layer}.weight_v": v[0]}
+            case "parametrisation":
+                start = f"{layer}.parametrizations.weight"
+                found |= {f"{start}.original": twice, f"{start}.0._u": u[:, 0], f"{start}.0._v": v[0]}
+            case "BigGAN":
+                found |= {f"{layer}.weight": twice, f"{layer}.u0": u[None, :, 0], f"{layer}.sv0": np.ones(1)}
+    return found
+
+
+@pytest.mark.parametrize("row", ["sagan", "biggan deep", "biggan", "alexhex7 unpooled"])
+@pytest.mark.parametrize("form", ["hook", "parametrisation", "BigGAN"])
+def test_a_weight_under_spectral_normalisation_is_read_as_its_layer_computes_with_it(row, form):
+    peer, rank, _, keys, *_ = ROWS[row]
+    params = values(keys)
+    file = spectral(in_file(peer, rank, keys, params), form)
+    assert find_peer_blocks(file) == [(PLACE, peer)]
+    found, _ = quietly(file, peer=peer, prefix=PLACE)
+    for name in ("theta.weight", "phi.weight", "g.weight", "out.weight"):
+        expected = params[name] / np.linalg.norm(params[name], 2)
+        np.testing.assert_allclose(found[name], expected, rtol=1e-13, atol=1e-15)
+    np.testing.assert_array_equal(found["norm.weight"], params["norm.weight"])
+
+
+def test_biggan_divides_by_what_one_step_of_the_power_iteration_gives():
+    peer, rank, _, keys, *_ = ROWS["biggan"]
+    params = values(keys)
+    u = np.random.default_rng(3).normal(size=(1, INNER))
+    file = in_file(peer, rank, keys, params) | {f"{PLACE}.g.u0": u, f"{PLACE}.g.sv0": np.ones(1)}
+    v = u @ params["g.weight"]
+    v /= np.linalg.norm(v)
+    once = v @ params["g.weight"].T
+    sigma = (v @ params["g.weight"].T @ (once / np.linalg.norm(once)).T).item()
+    found, _ = quietly(file, peer=peer, prefix=PLACE)
+    np.testing.assert_allclose(found["g.weight"], params["g.weight"] / sigma, rtol=1e-14)
+    np.testing.assert_array_equal(found["out.weight"], params["out.weight"])
+
+
+@pytest.mark.parametrize(
+    ("ending", "value", "message"),
+    [
+        ("g.weight_u", np.ones(7), "have shape (3,). Got shape (7,)."),
+        ("g.weight_v", np.ones(3), "have shape (7,). Got shape (3,)."),
+        (
+            "g.weight_u",
+            np.zeros(3),
+            "tell the largest singular value of state_dict['stage.1.block.snconv1x1_g.weight_orig'",
+        ),
+        ("g.weight_u", np.ones(3, int), "be an array of float16, float32, float64, bfloat16. Got dtype int64."),
+    ],
+)
+def test_vectors_that_tell_no_singular_value_are_refused(ending, value, message):
+    peer, rank, _, keys, *_ = ROWS["sagan"]
+    key = f"{PLACE}.snconv1x1_{ending}"
+    file = spectral(in_file(peer, rank, keys, values(keys)), "hook") | {key: value}
+    with pytest.raises((TypeError, ValueError), match=f"^{re.escape(f'`state_dict[{key!r}]` must {message}')}"):
+        from_peer(file, peer=peer, prefix=PLACE)
+
+
+# Rows of zeros
+
+
+@pytest.mark.parametrize("row", GANS)
+@pytest.mark.parametrize("form", [E, D])
+@pytest.mark.parametrize("training", [False, True])
+def test_training_leaves_rows_of_zeros_zero(row, form, training):
+    _, _, params, spec = read(row)
+    spec = spec.replace(pairwise=form)
+    rng = np.random.default_rng(1)
+    x, dz = rng.normal(size=(2, 2, 4, 6, CHANNELS))
+    _, gradients = nonlocal_block_vjp(x, params, spec, dz, training=training)
+    for name in set(params) & {"theta.weight", "theta.bias", "phi.weight", "phi.bias"}:
+        assert not np.any(params[name][NARROW:])
+        assert not np.any(gradients[name][NARROW:])
+        assert np.any(gradients[name][:NARROW]) or name == "phi.bias"
+    assert np.unique(gradients["norm.weight"]).size == CHANNELS  # which training parts
 
 
 # Keys
@@ -675,7 +802,7 @@ def test_a_prefix_is_a_string(prefix):
 # Writing
 
 
-TORCH_ROWS = [row for row, (peer, *_) in ROWS.items() if not peer.startswith(("official", "keras"))]
+TORCH_ROWS = [row for row, (peer, *_) in ROWS.items() if not (peer.startswith(("official", "keras")) or row in GANS)]
 
 
 @pytest.mark.parametrize("prefix", [PLACE, f"{PLACE}."])
@@ -779,8 +906,8 @@ def test_the_rank_must_be_that_of_the_spec():
         to_peer(params, spec, peer="mmcv", rank=3)
 
 
-@pytest.mark.parametrize("peer", ["official", "official_affine", "keras_nonlocal"])
-def test_files_of_other_frameworks_are_not_written(peer):
+@pytest.mark.parametrize("peer", ["official", "official_affine", "keras_nonlocal", *(ROWS[row][0] for row in GANS)])
+def test_files_of_other_frameworks_and_of_generative_networks_are_not_written(peer):
     params, spec = new()
     with pytest.raises(ValueError, match=rf"^`peer` must be one of 'slowfast', .*\. Got '{peer}'\.$"):
         to_peer(params, spec, peer=peer)

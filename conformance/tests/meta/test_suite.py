@@ -4,6 +4,7 @@ import collections
 import inspect
 import itertools
 import math
+import sys
 from importlib.metadata import entry_points
 from typing import Protocol
 
@@ -116,6 +117,20 @@ def test_a_run_gives_each_result_as_it_comes():
     seen = []
     results = run_checks(Shifted(), on_failure="return", on_result=seen.append)
     assert seen == results
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_run_shows_how_far_it_is_on_a_terminal_only(terminal, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    monkeypatch.setenv("COLUMNS", "40")
+    results = run_checks(Small())
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.split("\r")
+    assert {len(line) for line in lines} == ({0, 39} if terminal else {0})
+    shown = [f"{number} of {len(results)}: {one.id}"[:39] for number, one in enumerate(results, 1)]
+    assert [line.rstrip() for line in lines if line.strip()] == (shown if terminal else [])
+    assert lines[-2:] == ([" " * 39, ""] if terminal else [""])
 
 
 def test_an_error_of_an_implementation_is_a_failure_with_its_name():

@@ -1,8 +1,12 @@
 """The program `nonlocal` and the backends that it finds."""
 
+import contextlib
+import os
+import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +14,7 @@ import nonlocal_core
 from nonlocal_conformance import loader
 from nonlocal_core.commands import program, usage
 
+ROOT = Path(__file__).parents[3]
 EXTRAS = {"PIL", "matplotlib", "rich", "skimage"}
 
 
@@ -88,6 +93,9 @@ def test_the_probe_for_extras_sees_them():
         (["dem"], "invalid choice: 'dem'"),
         (["demo", "--siz", "9"], "unrecognized arguments: --siz"),
         (["demo", "--size"], "argument --size: expected one argument"),
+        (["conformance", "numpy", "-k", "a b"], "-k a b; what this command passes on follows --: nonlocal conformance"),
+        (["conformance", "numpy", "-k", "a b"], "nonlocal conformance numpy -- -k 'a b' (`nonlocal"),
+        (["conformance", "-x", "numpy", "--", "-v"], "nonlocal conformance numpy -- -x -v (`nonlocal"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_status_2(argv, words, capsys):
@@ -127,6 +135,79 @@ def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
     with pytest.raises(usage.UsageError, match=r"needs 'rich': pip install \"nonlocal-core\[demo\]\""):
         usage.need("demo", "json", "rich")
+
+
+COMMANDS = {
+    "help": ["--help"],
+    "demo help": ["demo", "--help"],
+    "conformance help": ["conformance", "--help"],
+    "cost help": ["cost", "--help"],
+    "bench help": ["bench", "--help"],
+    "cost": ["cost", "--shape", "1x128x128x64", "--pairwise", "dot_product", "--training"],
+    "demo": ["demo", "--size", "16", "--backend", "numpy"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_nothing_is_cut_off_in_a_narrow_terminal(name, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.chdir(tmp_path)
+    with contextlib.suppress(SystemExit):
+        program.main(COMMANDS[name])
+    out = capsys.readouterr().out
+    assert "…" not in out
+    if name.endswith("help"):
+        assert max(map(len, out.splitlines())) <= 40
+        assert not re.search(r"Dr$|^ *iver", out, re.MULTILINE)
+    else:
+        assert re.search(r"^(Method: reassociated|Backend: numpy)$", out, re.MULTILINE)
+
+
+def test_the_table_of_the_benchmarks_fits_a_narrow_terminal(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert (
+        program.main(["bench", "--results", str(ROOT / "benchmarks/results"), "--output", str(tmp_path / "a.png")]) == 0
+    )
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert "\nform: concatenation\n" in out
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--help"], ["conformance", "--help"], COMMANDS["cost"]])
+def test_a_full_disk_under_the_output_is_one_line_and_status_74(words, unbuffered):
+    code = "import sys; from nonlocal_core.commands.program import main; sys.exit(main(sys.argv[1:]))"
+    with Path("/dev/full").open("w") as full:
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            check=False,
+        )
+    assert done.stderr == "nonlocal: error: the output cannot be written: No space left on device.\n"
+    assert done.returncode == 74
+
+
+def test_a_reader_that_has_left_is_no_error():
+    code = "import sys; from nonlocal_core.commands.program import main; sys.exit(main(['--help']))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_another_error_of_the_system_is_raised(commands):
+    def lose(_args):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    commands(act=command(lose))
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        program.main(["act"])
 
 
 # Backends

@@ -18,7 +18,7 @@ from nonlocal_core.commands.demo.comparison import best_window, whole_picture
 from nonlocal_core.commands.demo.denoise import default_strength, estimate_noise, operands, pixel_weights, psnr
 from nonlocal_core.commands.demo.measurement import NOTE, REFERENCE, SAMPLE, Row, measured, table_of
 from nonlocal_core.commands.demo.picture import PIXELS, Panel, built_in, draw, read, strong_edge
-from nonlocal_core.commands.usage import UsageError, need, option
+from nonlocal_core.commands.usage import UsageError, fitted, need, option
 from nonlocal_core.files.atomic_write import replace_file
 
 __all__ = ["add_parser"]
@@ -73,7 +73,7 @@ def add_parser(subparsers: Any, backends: Any) -> None:
     text = "the distance of two pixels that brings a weight to 1/e, or inf"
     add("--reach", text, type=reach, metavar="S", default=4.0)
     add("--patch", "the side of a patch", type=odd, metavar="PIXELS", default=5)
-    text = "an installed backend or package.module:Driver; may be repeated (default: all that are installed)"
+    text = "an installed backend or module:Driver; may be repeated (default: all that are installed)"
     add("--backend", text, action="append", metavar="NAME")
     add("--device", "where the frameworks compute", default="cpu")
     text = "the pixel whose weights are drawn (default: one on a strong edge)"
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace, backends: Any) -> int:
     if args.compare:
         rows += compared(clean, noisy, args, err)
         notes.append(COMPARISON_NOTE)
-    out.print(table_of(rows))
+    out.print(fitted(table_of(rows), out))
     out.print("\n".join(notes + [f"Not measured: {reason}" for reason in missing.values()]))
     write_picture(args, clean, noisy, denoised, arrays)
     out.print(f"Wrote {args.output}", soft_wrap=True)

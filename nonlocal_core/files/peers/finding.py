@@ -9,6 +9,7 @@ from typing import Any
 
 from nonlocal_core.files.peers.layouts import LAYOUTS
 from nonlocal_core.files.peers.matching import check_state_dict, full_prefix, match, under
+from nonlocal_core.files.peers.sources import sources_of
 from nonlocal_core.spec.presets import PRESETS
 
 __all__ = ["find_peer_blocks", "recognise"]
@@ -50,14 +51,15 @@ def find_peer_blocks(state_dict: Mapping[str, Any]) -> list[tuple[str, str]]:
         [('module.nl_1', 'alexhex7')]
     """
     check_state_dict(state_dict)
+    names = sources_of(state_dict)
     prefixes = dict.fromkeys(
         name.removesuffix(key).removesuffix(separator)
-        for name in state_dict
+        for name in names
         for separator, key in sorted(_LAST)
         if name == key or name.endswith(separator + key)
     )
     kept = {
-        layout.style.ignored: sorted(name for name in state_dict if not name.endswith(layout.style.ignored))
+        layout.style.ignored: sorted(name for name in names if not name.endswith(layout.style.ignored))
         for layout in LAYOUTS.values()
     }
     rank = functools.cache(_rank)  # the blocks of one network have the same keys
@@ -71,9 +73,9 @@ def find_peer_blocks(state_dict: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(prefix, peer) for prefix, peer in found.items() if peer is not None]
 
 
-def recognise(state_dict: Mapping[str, Any], prefix: str) -> str | None:
+def recognise(names: Collection[str], prefix: str) -> str | None:
     """Return the implementation of the block called `prefix`: of several, the one to which its norm is most usual."""
-    below = {peer: under(state_dict, prefix, layout.style.separator) for peer, layout in LAYOUTS.items()}
+    below = {peer: under(names, prefix, layout.style.separator) for peer, layout in LAYOUTS.items()}
     return _most_usual(below, _rank)
 
 

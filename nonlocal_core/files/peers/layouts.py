@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-__all__ = ["KERAS", "LAYOUTS", "TORCH", "Layout", "Style"]
+__all__ = ["GAN", "KERAS", "LAYOUTS", "TORCH", "Layout", "Style"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,8 @@ _CAFFE2 = Style(
     norm={"weight": "_s", "bias": "_b", "mean": "_rm", "variance": "_riv"},
     ignored=("_momentum",),
 )
+# The norm is one gain, and theta and phi have fewer rows than g; see `narrow.py`.
+GAN = dataclasses.replace(TORCH, norm={"weight": ""})
 KERAS = Style(separator=".", layer={"weight": ""}, kernel_first=True)
 
 
@@ -89,6 +91,8 @@ _OFFICIAL = Layout(
     free=frozenset({"group_size"}),
 )
 _VIDEO = {"theta": "conv_theta", "phi": "conv_phi", "g": "conv_g", "out": "conv_out"}
+_PLAIN = {"theta": "theta", "phi": "phi", "g": "g"}
+_SPECTRAL = {layer: f"snconv1x1_{layer}" for layer in _PLAIN}
 _MMCV = Layout(
     layers={
         "theta": "theta.conv",
@@ -109,27 +113,31 @@ LAYOUTS: Mapping[str, Layout] = {
         layers=_VIDEO, normed={"norm": "bn"}, free=frozenset({"subsample", "group_size", "norm_epsilon"})
     ),
     "pytorchvideo": Layout(layers=_VIDEO, normed={"norm": "norm"}, free=frozenset({"subsample", "norm_epsilon"})),
+    "pytorch_resnet3d": Layout(layers={**_PLAIN, "out": "out"}, normed={"norm": "bn"}),
     "mmcv": _MMCV,
     "alexhex7": Layout(
-        layers={"theta": "theta", "phi": "phi", "g": "g", "concat": "concat_project.0", "out": "W"},
+        layers={**_PLAIN, "concat": "concat_project.0", "out": "W"},
         pooled={"phi": "phi.0", "g": "g.0"},
         normed={"out": "W.0", "norm": "W.1"},
     ),
     "tea1528": Layout(
-        layers={"theta": "theta", "phi": "phi", "g": "g", "concat": "W_f.0", "out": "W_z"},
+        layers={**_PLAIN, "concat": "W_f.0", "out": "W_z"},
         normed={"out": "W_z.0", "norm": "W_z.1"},
     ),
     "timm": Layout(
         layers={"theta": "t", "phi": "p", "g": "g", "out": "z"}, normed={"norm": "norm"}, free=frozenset({"scale"})
     ),
     "gluon": Layout(
-        layers={"theta": "theta", "phi": "phi", "g": "g", "out": "W"},
+        layers={**_PLAIN, "out": "W"},
         pooled={"phi": "sub_phi.0", "g": "sub_g.0"},
         normed={"out": "W_bn.0", "norm": "W_bn.1"},
         twins={"phi": "phi", "g": "g", "out": "W", "norm": "bn"},
         free=frozenset({"norm_epsilon"}),
     ),
     "mmdet2019": dataclasses.replace(_MMCV, pooled={}),
-    "keras_nonlocal": Layout(layers={"theta": "theta", "phi": "phi", "g": "g", "out": "out"}, style=KERAS),
+    "sagan": Layout(layers={**_SPECTRAL, "out": "snconv1x1_attn"}, normed={"norm": "sigma"}, style=GAN),
+    "biggan": Layout(layers={**_PLAIN, "out": "o"}, normed={"norm": "gamma"}, style=GAN),
+    "pretrained_biggan": Layout(layers={**_SPECTRAL, "out": "snconv1x1_o_conv"}, normed={"norm": "gamma"}, style=GAN),
+    "keras_nonlocal": Layout(layers={**_PLAIN, "out": "out"}, style=KERAS),
 }
 """The implementations, by the names of their presets; of those with the same keys the first is found."""

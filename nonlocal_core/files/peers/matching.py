@@ -77,7 +77,7 @@ def match(peer: str, names: Iterable[str]) -> Match:
     forms = _forms(found, preset)
     told: dict[str, Any] = {"norm": _norm(found, preset), "bias": _bias(found, forms[0])}
     needed = param_shapes(NonLocalSpec(channels=1, pairwise=forms[0], **told))
-    keys = {name: keys[name] for name in needed}
+    keys = {name: keys[name] for name in needed if name in keys}
     twins = {name: key for name, key in second.items() if key in present and keys.get(name, key) != key}
     expected = {*keys.values(), *twins.values()}
     return Match(

@@ -10,11 +10,12 @@ import numpy as np
 
 from nonlocal_core.arguments import check_choice, check_sizes
 from nonlocal_core.errors import fail_value
-from nonlocal_core.files.conversion import to_numpy
 from nonlocal_core.files.peers.arrays import canonical, shape_in_file
 from nonlocal_core.files.peers.finding import find_peer_blocks, recognise
-from nonlocal_core.files.peers.layouts import LAYOUTS
+from nonlocal_core.files.peers.layouts import GAN, LAYOUTS
 from nonlocal_core.files.peers.matching import Match, check_state_dict, match, under
+from nonlocal_core.files.peers.narrow import narrow, widen
+from nonlocal_core.files.peers.sources import Source, sources_of
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.options import SpecOptions, check_options, normal_bias
 from nonlocal_core.spec.parameters import param_shapes
@@ -35,6 +36,10 @@ def from_peer(
     The keys and shapes tell C, C', the rank, the biases, the norm, and of the form whether there are theta and phi and
     a concatenation; those of "alexhex7", "gluon" and "mmcv" also tell whether the block pools. What they do not tell is
     taken from `options`, or else from the preset of the implementation, with a warning.
+
+    A weight under spectral normalisation is read as evaluation computes with it. The blocks of "sagan", "biggan" and
+    "pretrained_biggan" have fewer rows in theta and phi than in g, and one gain. They are read with rows of zeros, that
+    stay zero in training, and with the gain in every channel of gamma, where training parts the channels.
 
     Keras' files have no fixed names for the layers of "keras_nonlocal": give `{"theta": ..., "phi": ..., "g": ...,
     "out": ...}`, the kernels as Keras has them, `(1.., in, out)`.
@@ -69,15 +74,16 @@ def from_peer(
     check_state_dict(state_dict)
     check_choice("peer", peer, tuple(LAYOUTS))
     layout, preset = LAYOUTS[peer], PRESETS[peer]
-    names = under(state_dict, prefix, layout.style.separator)
+    sources = sources_of(state_dict)
+    names = under(sources, prefix, layout.style.separator)
     block = match(peer, names)
-    _check_keys(block, state_dict, peer, prefix)
-    labels = {name: f"state_dict[{names[key]!r}]" for name, key in block.keys.items()}
-    arrays = {name: to_numpy(labels[name], state_dict[names[key]]) for name, key in block.keys.items()}
+    _check_keys(block, state_dict, sources, peer, prefix)
+    labels = {name: sources[names[key]].label for name, key in block.keys.items()}
+    arrays = {name: sources[names[key]].read(state_dict) for name, key in block.keys.items()}
     for name, key in block.twins.items():
-        label = f"state_dict[{names[key]!r}]"
-        if not np.array_equal(arrays[name], to_numpy(label, state_dict[names[key]]), equal_nan=True):
-            raise fail_value(label, f"equal {labels[name]}, as {peer!r} writes it twice", "other values")
+        twin = sources[names[key]]
+        if not np.array_equal(arrays[name], twin.read(state_dict), equal_nan=True):
+            raise fail_value(twin.label, f"equal {labels[name]}, as {peer!r} writes it twice", "other values")
 
     kernel = arrays["g.weight"].shape
     rank = len(kernel) - 2
@@ -96,19 +102,23 @@ def from_peer(
     overrides = {**assumed, **options, **told}
     spec = NonLocalSpec(**preset_options(peer, channels=channels, rank=rank, overrides=overrides))
     shapes = param_shapes(spec)
-    for name, shape in shapes.items():
+    held = narrow(shapes, arrays) if layout.style is GAN else shapes
+    for name, shape in held.items():
         check_sizes(labels[name], arrays[name].shape, shape_in_file(name, shape, rank, layout.style))
     _warn(block, peer, spec, options)
-    return {name: canonical(arrays[name], shape, layout.style) for name, shape in shapes.items()}, spec
+    params = {name: canonical(arrays[name], shape, layout.style) for name, shape in held.items()}
+    return widen(params, shapes) if layout.style is GAN else params, spec
 
 
-def _check_keys(block: Match, state_dict: Mapping[str, Any], peer: str, prefix: str) -> None:
+def _check_keys(
+    block: Match, state_dict: Mapping[str, Any], sources: Mapping[str, Source], peer: str, prefix: str
+) -> None:
     """Check that the block has all keys and no others."""
     if block.is_none:
         found = ", ".join(f"{place!r} ({one})" for place, one in find_peer_blocks(state_dict))
         raise fail_value("prefix", f"name a block of {peer!r}", f"{prefix!r}; blocks found: {found or 'none'}")
     if not block.is_whole:
-        other = recognise(state_dict, prefix)
+        other = recognise(sources, prefix)
         hint = "" if other is None else f"; these are the keys of {other!r}"
         rule = f"hold the keys of {peer!r} under {prefix!r} and no others"
         raise fail_value("state_dict", rule, f"{block}{hint}")
@@ -138,7 +148,7 @@ def _warn(block: Match, peer: str, spec: NonLocalSpec, options: SpecOptions) -> 
         "subsample": block.pooled is None,
         "subsample_at": spec.subsample is not None,
         "group_size": "group_size" in LAYOUTS[peer].free,
-        "norm_epsilon": spec.norm is not None,
+        "norm_epsilon": spec.norm == "batch",
     }
     assumed = [f"{name}={getattr(spec, name)!r}" for name, holds in open_.items() if holds and name not in options]
     if assumed:

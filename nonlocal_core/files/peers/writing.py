@@ -30,7 +30,7 @@ def to_peer(
     """Return parameters under the keys of another implementation in PyTorch, for its block's `load_state_dict`.
 
     The implementation must be able to compute what `spec` says. `zero_init` and `norm_momentum` may be any: they say
-    how a block starts and trains, not what it computes.
+    how a block starts and trains, not what it computes. "sagan", "biggan" and "pretrained_biggan" are only read.
 
     Args:
         params: the canonical parameters, arrays of any library.
