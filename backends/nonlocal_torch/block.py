@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, Unpack
 
@@ -9,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nonlocal_core.errors import fail_value
 from nonlocal_core.geometry import Sets
 from nonlocal_core.networks.block import CanonicalBlock
 from nonlocal_core.planning import check_method
@@ -19,18 +20,13 @@ from nonlocal_core.spec.calls import check_arrays, check_kind
 from nonlocal_core.spec.form import Form, form_of
 from nonlocal_core.spec.options import SpecOptions, check_options
 from nonlocal_core.spec.parameters import initial_moments, param_shapes
-from nonlocal_torch.context import full_precision, widened
-from nonlocal_torch.embed import embed, embed_rows, result
-from nonlocal_torch.layers import Layers, fold_concat
-from nonlocal_torch.methods.pairwise import pairwise_weights
+from nonlocal_torch.embed import embed, result
+from nonlocal_torch.layers import Layers, Scale, bare, fold_concat, map_of
 from nonlocal_torch.op import aggregate
+from nonlocal_torch.parameters import own_params, read_params, renew, renew_state, write_params
+from nonlocal_torch.rows import weight_rows
 
 __all__ = ["NonLocalBlock"]
-
-_STATE_NAMES = {"norm.mean": "norm.running_mean", "norm.variance": "norm.running_var"}
-
-_PLAIN_NORM = {"norm.weight": 1.0, "norm.bias": 0.0}
-"""The values with which a norm computes what one without these parameters does."""
 
 
 class NonLocalBlock(CanonicalBlock, nn.Module):
@@ -61,11 +57,11 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
         torch.Size([2, 2, 49])
     """
 
-    theta: nn.Linear
-    phi: nn.Linear
-    g: nn.Linear
-    concat: nn.ParameterDict
-    out: nn.Linear
+    theta: nn.Module
+    phi: nn.Module
+    g: nn.Module
+    concat: nn.Module
+    out: nn.Module
     norm: nn.Module | None
 
     def __init__(
@@ -84,19 +80,18 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
         check_method(method, self.spec.pairwise)
         shapes = param_shapes(self.spec)
         for layer in self.spec.layers:
-            if layer == "concat":
-                self.concat = _parameters(shapes, "concat", device, dtype)
-            else:
-                leaving, entering = shapes[f"{layer}.weight"]
-                bias = self.spec.bias[layer]
-                setattr(self, layer, nn.Linear(entering, leaving, bias, device=device, dtype=dtype))
+            *leaving, entering = shapes[f"{layer}.weight"]
+            bias = self.spec.bias[layer]
+            setattr(self, layer, nn.Linear(entering, math.prod(leaving), bias, device=device, dtype=dtype))
         self.norm = None
         if self.spec.norm == "batch":
             self.norm = nn.BatchNorm1d(
                 channels, self.spec.norm_epsilon, self.spec.norm_momentum, device=device, dtype=dtype
             )
         elif self.spec.norm == "affine":
-            self.norm = _parameters(shapes, "norm", device, dtype)
+            self.norm = Scale(channels, device, dtype)
+        if isinstance(pairwise := self.spec.pairwise, nn.Module):
+            self.pairwise = pairwise  # so that its parameters are those of the block
         self.reset_parameters()
 
     @classmethod
@@ -114,7 +109,7 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Start anew: weights normal with standard deviation 0.01, and the last factor 0 with `zero_init`."""
-        for name, tensor in self._canonical().items():
+        for name, tensor in own_params(self, self.spec).items():
             mean, deviation = initial_moments(name, self.spec)
             nn.init.normal_(tensor, mean, deviation) if deviation else nn.init.constant_(tensor, mean)
         if isinstance(self.norm, nn.BatchNorm1d) and self.norm.num_batches_tracked is not None:
@@ -158,9 +153,16 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
             ValueError: if a shape does not fit the spec or a position is out of range.
         """
         sets, layers, form = self._prepare(x, key_mask, training=False)
-        theta, phi, pairs = embed_rows(x, key_mask, layers, sets, self.spec.subsample_at, positions)
-        with full_precision(x.device.type):
-            return pairwise_weights(widened(theta), widened(phi), form, pairs).to(x.dtype)
+        return weight_rows(x, key_mask, layers, form, sets, self.spec.subsample_at, positions).to(x.dtype)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a pickled state."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        renew(self)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        renew_state(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         """Show the options that differ from their defaults."""
@@ -170,30 +172,16 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
         return ", ".join([f"{self.spec.channels}", *shown])
 
     def _canonical(self) -> dict[str, Tensor]:
-        """Return the live parameters and statistics under their canonical names.
+        """Return what the forward pass reads under the canonical names."""
+        return read_params(self, self.spec)
 
-        A norm without weight and bias, which a user has put here, computes as with 1 and 0, and so it is described.
-        """
-        state = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        for name, value in _PLAIN_NORM.items():
-            if self.norm is not None and name not in state:
-                state[name] = torch.full_like(self.out.weight[:, 0], value)
-        return {name: state[_STATE_NAMES.get(name, name)] for name in param_shapes(self.spec)}
-
-    @torch.no_grad()
     def _assign(self, params: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Take over the values of all parameters, which fit."""
-        own = dict(self.named_parameters())
-        for name, value in _PLAIN_NORM.items():
-            if name in params and name not in own and np.any(params[name] != value):
-                label, rule = f"params[{name!r}]", f"be {value:g} throughout, since the norm here has none of its own"
-                raise fail_value(label, rule, "other values")
-        for name, tensor in self._canonical().items():
-            tensor.copy_(torch.from_numpy(params[name]))
+        write_params(self, self.spec, params)
 
     def _like(self, spec: NonLocalSpec) -> Self:
         """Return a new block that computes `spec`; method, device, dtype and mode are those of this one."""
-        weight = self.out.weight
+        weight = self._canonical()["out.weight"]
         block = self.from_spec(spec, method=self.method, device=weight.device, dtype=weight.dtype)
         return block.train(self.training)
 
@@ -203,26 +191,16 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
         spec, shape = self.spec, (*x.shape[:1], *x.shape[2:], *x.shape[1:2])
         check_arrays(spec, shape, x, key_mask, training=training)
         sets = spec.sets(x.shape[2:])
+        if not spec.has_embedding:
+            return sets, Layers(None, None, bare(self.g)), form_of(spec, {})
+        theta, phi, g = bare(self.theta), bare(self.phi), bare(self.g)
         if spec.pairwise == "concatenation":
-            form = form_of(spec, {f"concat.{kind}": parameter for kind, parameter in self.concat.items()})
+            concat = map_of(self.concat, 2 * spec.inner_channels)
+            form = form_of(spec, {"concat.weight": concat.weight, "concat.bias": concat.bias})
             pooled = sets.window is not None and spec.subsample_at == "projection"
-            theta, phi, form = fold_concat(x, self.theta, self.phi, form, pooled=pooled)
-            return sets, Layers(theta, phi, self.g), form
+            theta, phi, form = fold_concat(x, theta, phi, form, pooled=pooled)
+            return sets, Layers(theta, phi, g), form
         form = form_of(spec, {})
-        return sets, Layers(self.theta, self.phi, self.g) if spec.has_embedding else Layers(None, None, self.g), form
-
-
-def _parameters(
-    shapes: dict[str, tuple[int, ...]],
-    layer: str,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-) -> nn.ParameterDict:
-    """Return the parameters of a layer that is no module of PyTorch's."""
-    return nn.ParameterDict(
-        {
-            name.partition(".")[2]: nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-            for name, shape in shapes.items()
-            if name.startswith(f"{layer}.")
-        }
-    )
+        if "pairwise" in self._modules:
+            form = dataclasses.replace(form, pairwise=self.pairwise)
+        return sets, Layers(theta, phi, g), form

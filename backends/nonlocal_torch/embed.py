@@ -8,11 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nonlocal_core.arguments import check_positions
 from nonlocal_core.geometry import Sets
-from nonlocal_torch.layers import Layers, fixed_norm, fold_scale, memory_format_of, norm_dtype, project, project_back
+from nonlocal_torch.layers import (
+    Affine,
+    Layers,
+    bare,
+    fixed_norm,
+    fold_scale,
+    memory_format_of,
+    norm_dtype,
+    project,
+    project_back,
+)
 
-__all__ = ["cut", "embed", "embed_rows", "pool", "result", "uncut"]
+__all__ = ["cut", "embed", "masks_of", "pool", "result", "uncut"]
 
 _REMAINDER_BINDS = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12)
 """Whether PyTorch's pooling makes an export serve only sizes with the remainder of the example."""
@@ -24,10 +33,10 @@ def embed(
     x: Tensor, key_mask: Tensor | None, layers: Layers, sets: Sets, subsample_at: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return theta (B', N, C'), phi and g (B', M, C') and which keys are valid (B', M), for each set."""
-    flat = x.flatten(2).mT
+    flat = x.flatten(2).transpose(1, 2)
     if layers.theta is None:
         flat = flat.contiguous()  # as theta itself it has no gaps between the channels of a position
-    mask, valid = (None, None) if key_mask is None else _masks(key_mask, sets)
+    mask, valid = (None, None) if key_mask is None else masks_of(key_mask, sets)
     if sets.window is None or subsample_at == "projection":
         theta, *keys = cut(project(flat, layers), sets)
         phi, g = pool(keys, sets, mask)
@@ -38,42 +47,13 @@ def embed(
     return theta.flatten(1, -2), phi, g, valid
 
 
-def embed_rows(
-    x: Tensor,
-    key_mask: Tensor | None,
-    layers: Layers,
-    sets: Sets,
-    subsample_at: str,
-    positions: Sequence[int] | Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return theta (B, Q, C') of some queries, phi (B, M, C') of the whole grid, and the pairs (B or 1, Q, M) in a set.
-
-    A pair with a masked key is in none.
-    """
-    flat, (queries, keys) = x.flatten(2).mT, _set_numbers(sets, x.device)
-    if layers.theta is None:
-        flat = flat.contiguous()
-    mask, valid = (None, None) if key_mask is None else _masks(key_mask, sets)
-    if subsample_at == "projection":
-        (phi,) = pool(cut(project(flat, [layers.phi]), sets), sets, mask)
-    else:
-        (phi,) = project(pool(cut([flat], sets), sets, mask)[0], [layers.phi])
-    if positions is not None:
-        indices = positions.tolist() if isinstance(positions, Tensor) else positions
-        chosen = torch.as_tensor(check_positions(indices, flat.shape[1]), device=x.device)
-        flat, queries = flat[:, chosen], queries[chosen]
-    pairs = (queries[:, None] == keys)[None]
-    if valid is not None:
-        pairs = pairs & uncut(valid[..., None], sets).mT
-        phi = phi.masked_fill(~valid[..., None], 0)
-    (theta,) = project(flat, [layers.theta])
-    return theta, uncut(phi, sets), pairs
-
-
-def result(y: Tensor, x: Tensor, sets: Sets, out: nn.Linear, norm: nn.Module | None, *, residual: bool) -> Tensor:
+def result(y: Tensor, x: Tensor, sets: Sets, out: nn.Module, norm: nn.Module | None, *, residual: bool) -> Tensor:
     """Return z = x + norm(W y + b), or without x, in the shape, the dtype and the memory layout of `x`."""
-    fixed = None if norm is None else fixed_norm(norm)
-    r = project_back(uncut(y, sets), out if fixed is None else fold_scale(out, *fixed), x)
+    last, fixed = bare(out), None
+    if norm is not None and isinstance(last, Affine):
+        fixed = fixed_norm(norm)
+        last = last if fixed is None else fold_scale(last, *fixed)
+    r = project_back(uncut(y, sets), last, x)
     if norm is not None and fixed is None:
         r = r.flatten(2).to(norm_dtype(norm, r.dtype)).contiguous()  # or PyTorch's norm takes twice the time
         r = norm(r).reshape(x.shape)
@@ -101,7 +81,7 @@ def pool(arrays: Sequence[Tensor], sets: Sets, mask: Tensor | None) -> list[Tens
         return [a.flatten(1, -2) for a in arrays]
     if mask is not None:
         arrays = [a.masked_fill(~mask, -torch.inf) for a in arrays]
-    pooled = [_largest(a.movedim(-1, 1), sets.window).flatten(2).mT for a in arrays]
+    pooled = [_largest(a.movedim(-1, 1), sets.window).flatten(2).transpose(1, 2) for a in arrays]
     return pooled if mask is None else [a.masked_fill(a == -torch.inf, 0) for a in pooled]
 
 
@@ -114,15 +94,8 @@ def _largest(a: Tensor, window: tuple[int, ...]) -> Tensor:
     return a.flatten(-len(window)).max(dim=-1).values
 
 
-def _masks(key_mask: Tensor, sets: Sets) -> tuple[Tensor, Tensor]:
+def masks_of(key_mask: Tensor, sets: Sets) -> tuple[Tensor, Tensor]:
     """Return the mask as `pool` takes it (B', *inner, 1), and which keys are valid (B', M)."""
     (mask,) = cut([key_mask.flatten(1)[..., None]], sets)
     (shown,) = pool([mask.to(torch.float32)], sets, None)
     return mask, shown[..., 0] > 0
-
-
-def _set_numbers(sets: Sets, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the number of the set of each query (N,) and of each key (M,), in row-major order."""
-    numbers = torch.arange(sets.count, device=device)[:, None, None]
-    queries, keys = (uncut(numbers.expand(-1, size, 1), sets)[0, :, 0] for size in (sets.queries, sets.keys))
-    return queries, keys

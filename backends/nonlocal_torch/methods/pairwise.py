@@ -23,9 +23,9 @@ def pairwise_weights(theta: Tensor, phi: Tensor, form: Form, valid: Tensor | Non
         scores: Tensor = form.scale * check_scores(form.pairwise(theta, phi), theta, phi)
     elif form.pairwise == "concatenation":
         a, b = concat_summands(theta, phi, form)
-        scores = form.scale * functional.relu(a + b.mT)
+        scores = form.scale * functional.relu(a + b.transpose(1, 2))
     else:
-        scores = (form.scale * theta) @ phi.mT
+        scores = (form.scale * theta) @ phi.transpose(1, 2)
     if form.softmax:
         return softmax(scores, valid)
     if valid is None:
@@ -47,8 +47,8 @@ def concat_summands(theta: Tensor, phi: Tensor, form: Form) -> tuple[Tensor, Ten
     """Return a (B, N, 1) and b (B, M, 1), whose sum before the ReLU is the score of the concatenation form."""
     # Theta alone may be folded to one channel, so the parts of the weight need not be halves.
     size = theta.shape[-1]
-    weight = form.concat_weight.to(theta.dtype)
-    a, b = functional.linear(theta, weight[None, :size]), functional.linear(phi, weight[None, size:])
+    weight = form.concat_weight.to(theta.dtype).reshape(1, -1)
+    a, b = functional.linear(theta, weight[:, :size]), functional.linear(phi, weight[:, size:])
     return a if form.concat_bias is None else a + form.concat_bias.to(theta.dtype), b
 
 

@@ -23,5 +23,5 @@ def reassociated(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Te
     # In an export a comparison would bind the sizes.
     queries, keys = (None, None) if torch.compiler.is_exporting() else known_sizes(sizes)
     if keys_first(queries, keys, phi.shape[2], g.shape[2]):
-        return theta @ (form.scale * (phi.mT @ g) / count)
-    return (form.scale * (theta @ phi.mT) / count) @ g
+        return theta @ (form.scale * (phi.transpose(1, 2) @ g) / count)
+    return (form.scale * (theta @ phi.transpose(1, 2)) / count) @ g

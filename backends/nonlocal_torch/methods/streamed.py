@@ -169,11 +169,11 @@ def _chunk_gradients(
     theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale: float, dy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     weights, dy = _weights(theta, phi, valid, scale), widened(dy)
-    dweights = weights * (dy @ g.mT)
+    dweights = weights * (dy @ g.transpose(1, 2))
     dscores = dweights - weights * dweights.sum(dim=-1, keepdim=True)
-    return scale * (dscores @ phi), dscores.mT @ (scale * widened(theta)), weights.mT @ dy
+    return scale * (dscores @ phi), dscores.transpose(1, 2) @ (scale * widened(theta)), weights.transpose(1, 2) @ dy
 
 
 def _weights(theta: Tensor, phi: Tensor, valid: Tensor | None, scale: float) -> Tensor:
     """Return the weights of a chunk of queries; phi is in at least float32."""
-    return softmax((scale * widened(theta)) @ phi.mT, None if valid is None else valid[:, None, :])
+    return softmax((scale * widened(theta)) @ phi.transpose(1, 2), None if valid is None else valid[:, None, :])

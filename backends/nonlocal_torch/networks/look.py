@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from nonlocal_core.errors import fail_type
 from nonlocal_core.networks.attention_map import AttentionMap
 from nonlocal_core.networks.insertion import call_arguments, check_calls, check_identities, resolve_block
 from nonlocal_torch.block import NonLocalBlock
+from nonlocal_torch.parameters import in_evaluation
 
 __all__ = ["attention_of", "check_identity", "check_module", "run_once"]
 
@@ -99,23 +99,9 @@ def check_module(model: nn.Module) -> None:
 def run_once(model: nn.Module, inputs: Any) -> None:
     """Run a network in evaluation, without gradients; it stays as it is, and so does the random state."""
     args, kwargs = call_arguments(inputs)
-    with _in_evaluation(model):
-        model(*args, **kwargs)
-
-
-@contextmanager
-def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    # `model.eval()` and `model.train()` may do more than set the flag: networks define their own.
-    modes = [(module, module.training) for module in model.modules()]
     gpus = {parameter.device.index for parameter in model.parameters() if parameter.is_cuda}
-    try:
-        for module, _ in modes:
-            module.training = False
-        with torch.no_grad(), torch.random.fork_rng(sorted(gpus)):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with in_evaluation(model), torch.random.fork_rng(sorted(gpus)):
+        model(*args, **kwargs)
 
 
 def _blocks(model: nn.Module) -> dict[str, NonLocalBlock]:

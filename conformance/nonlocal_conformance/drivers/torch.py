@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,7 +17,7 @@ from nonlocal_conformance.driver import Array, Mask, Network, Params, Spec
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_conformance.networks.torch import TorchNetwork
 from nonlocal_core.planning import METHODS
-from nonlocal_core.spec.parameters import STATISTICS
+from nonlocal_core.spec.parameters import STATISTICS, param_shapes
 from nonlocal_torch import NonLocalBlock, nonlocal_op
 
 __all__ = ["TorchDriver"]
@@ -86,7 +86,7 @@ class TorchDriver:
         block = self._block(spec, params, x.dtype, training=training, method=method)
         given = self._input(x).requires_grad_()
         block(given, self._mask(key_mask)).backward(self._input(dz))
-        return _output(given.grad), {name: _numpy(p.grad) for name, p in block.named_parameters()}
+        return _output(given.grad), _gradients(block, [p.grad for p in block.parameters()])
 
     def hvp(
         self,
@@ -108,10 +108,13 @@ class TorchDriver:
         every = (given, *tensors)
         z = block(given, self._mask(key_mask))
         first = torch.autograd.grad(z, every, self._input(dz), create_graph=True)
-        directions = (self._input(vx), *(self._tensor(vparams[name]) for name in names))
+        directions = (
+            self._input(vx),
+            *(self._tensor(vparams[n]).reshape(p.shape) for n, p in zip(names, tensors, strict=True)),
+        )
         product = torch.stack([(d * v).sum() for d, v in zip(first, directions, strict=True)]).sum()
         second = torch.autograd.grad(product, every, allow_unused=True, materialize_grads=True)
-        return _output(second[0]), {name: _numpy(d) for name, d in zip(names, second[1:], strict=True)}
+        return _output(second[0]), _gradients(block, second[1:])
 
     def train(
         self, spec: Spec, params: Params, x: Array, target: Array, key_mask: Mask = None, *, steps: int, rate: float
@@ -267,6 +270,13 @@ def _numpy(a: torch.Tensor | None) -> Array:
 
         return a.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return a.numpy()
+
+
+def _gradients(block: NonLocalBlock, gradients: Iterable[torch.Tensor | None]) -> Params:
+    """Return the gradients of the parameters of a block, in order, under their names and in their canonical shapes."""
+    shapes, names = param_shapes(block.spec), (name for name, _ in block.named_parameters())
+    found = {name: _numpy(gradient) for name, gradient in zip(names, gradients, strict=True)}
+    return {name: a.reshape(shapes[name]) if a.dtype != object else a for name, a in found.items()}
 
 
 def _statistics(block: NonLocalBlock) -> Params:
