@@ -137,8 +137,8 @@ def running_sums(rows: Tensor, *, by_product: bool) -> Tensor:
     """Return the running sum along the last axis but one; a GPU may be told to round what enters a product."""
     if not by_product:
         return rows.cumsum(dim=-2)
-    size = rows.shape[-2]
-    return torch.ones(size, size, dtype=rows.dtype, device=rows.device).tril() @ rows
+    numbers = torch.arange(rows.shape[-2], device=rows.device)
+    return (numbers[:, None] >= numbers).to(rows.dtype) @ rows  # `tril` would wake the other threads for it
 
 
 def _rows(index: Tensor, *arrays: Tensor) -> Iterator[Tensor]:

@@ -67,6 +67,25 @@ def random_block(**options):
     return block
 
 
+class Names(TorchDispatchMode):
+    """Notes which operations are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_sorted_method_wakes_no_threads_for_a_triangle_of_32_rows():
+    with torch.no_grad(), Names() as names:
+        nonlocal_op(*(random(1, 50, 4) for _ in range(3)), "concatenation", concat_weight=random(8), method="sorted")
+    assert "sort" in names.seen
+    assert not {"tril", "triu"} & names.seen  # which PyTorch runs in parallel whatever their size
+
+
 class LargestResult(TorchDispatchMode):
     """Keeps the largest number of elements that a step gave, those of the gradient included."""
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -21,6 +22,7 @@ from nonlocal_core.commands.program import main
 ROOT = Path(__file__).parents[3]
 sys.path.append(str(ROOT / "benchmarks"))  # a folder of programs, no package
 
+import in_turn  # noqa: E402
 import page  # noqa: E402
 import plans  # noqa: E402
 import run as program  # noqa: E402
@@ -205,6 +207,12 @@ def test_the_interpreter_for_another_commit_finds_that_commit(tmp_path, monkeypa
 
 
 # What is measured
+
+
+def test_a_load_beside_computes_while_calls_are_measured_and_ends_with_them():
+    with in_turn.load_beside(2) as processes:
+        assert [process.poll() for process in processes] == [None, None]
+    assert [process.returncode for process in processes] == [-signal.SIGKILL] * 2
 
 
 @pytest.mark.parametrize(
