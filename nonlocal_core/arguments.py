@@ -40,7 +40,7 @@ def check_int(name: str, value: Any, rule: str = "be a positive int", *, least: 
         raise fail_type(name, rule, value)
     try:
         number = operator.index(value)
-    except TypeError:
+    except (TypeError, AttributeError):  # the second from a scalar of TensorFlow
         raise fail_type(name, rule, value) from None
     if number < least:
         raise fail_value(name, rule, number)

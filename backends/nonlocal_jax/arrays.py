@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-__all__ = ["device_kind", "narrowed", "product"]
+from nonlocal_core.arguments import check_floating
+from nonlocal_core.errors import fail_type
+
+__all__ = ["check_dtype", "device_kind", "narrowed", "product"]
 
 _SETTINGS: Any = jax.config  # whose options become attributes at run time
 
@@ -18,6 +21,16 @@ def product(equation: str, a: Array, b: Array, dtype: Any) -> Array:
     # By default GPUs and TPUs round float32 operands to fewer bits; whoever wants that has a setting for it.
     precision = None if _SETTINGS.jax_default_matmul_precision else lax.Precision.HIGHEST
     return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=dtype)
+
+
+def check_dtype(name: str, value: Any) -> None:
+    """Check that an argument names a floating-point dtype; None leaves it open."""
+    try:
+        found = None if value is None else jnp.dtype(value).name
+    except TypeError:
+        raise fail_type(name, "be a floating-point dtype or None", value) from None
+    if found is not None:
+        check_floating(name, found)
 
 
 def narrowed(factors: Array, theta: Array, g: Array) -> Array:

@@ -11,7 +11,6 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from nonlocal_core.arguments import check_floating
 from nonlocal_core.errors import fail_type
 from nonlocal_core.networks.block import CanonicalBlock
 from nonlocal_core.planning import check_method
@@ -19,6 +18,7 @@ from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.block import options_of
 from nonlocal_core.spec.options import SpecOptions, check_options
 from nonlocal_core.spec.parameters import STATISTICS, initial_moments, param_shapes
+from nonlocal_jax.arrays import check_dtype
 from nonlocal_jax.function import attention, block_and_statistics, running_statistics
 
 __all__ = ["NonLocalBlock"]
@@ -71,9 +71,8 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
         check_method(method, self.spec.pairwise)
         if not isinstance(rngs, nnx.Rngs):
             raise fail_type("rngs", "be a flax.nnx.Rngs", rngs)
-        for argument, value in (("dtype", dtype), ("param_dtype", param_dtype)):
-            if value is not None:
-                check_floating(argument, jnp.dtype(value).name)
+        check_dtype("dtype", dtype)
+        check_dtype("param_dtype", param_dtype)
         self.dtype, self.param_dtype = dtype, param_dtype
         self.use_running_average = False
         layers: dict[str, dict[str, Any]] = {}

@@ -12,6 +12,7 @@ from nonlocal_core.arguments import check_positions, known_sizes
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.calls import check_block, check_statistics
 from nonlocal_core.spec.form import form_of
+from nonlocal_jax.arrays import check_dtype
 from nonlocal_jax.embed import Params, embed, embed_rows, result
 from nonlocal_jax.methods.pairwise import pairwise_weights
 from nonlocal_jax.op import aggregate
@@ -140,6 +141,7 @@ def attention(
         (1, 2, 12)
     """
     check_block(x, params, spec, key_mask, training=False)
+    check_dtype("dtype", dtype)
     x = jnp.asarray(x)
     sets, chosen = spec.sets(x.shape[1:-1]), None
     if positions is not None:
@@ -161,6 +163,7 @@ def block_and_statistics(
 ) -> tuple[Array, dict[str, Array]]:
     """Return z and, from batch normalisation in training, the mean and the biased variance of each channel."""
     check_block(x, params, spec, key_mask, training, method)
+    check_dtype("dtype", dtype)
     x = jnp.asarray(x)
     wide, sets = x.astype(x.dtype if dtype is None else dtype), spec.sets(x.shape[1:-1])
     theta, phi, g, valid = embed(wide, params, spec, sets, key_mask)

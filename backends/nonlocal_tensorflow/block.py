@@ -9,7 +9,7 @@ from typing import Any, Unpack
 import keras
 import tensorflow as tf
 
-from nonlocal_core.arguments import check_choice, check_positions
+from nonlocal_core.arguments import check_array, check_bool, check_choice, check_positions
 from nonlocal_core.planning import check_method
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.form import form_of
@@ -72,6 +72,7 @@ class NonLocalBlock(KerasBlock):
     ) -> None:
         """Create the parameters if `channels` is known; see the class for the arguments."""
         check_options(type(self), options)
+        check_bool("autocast", autocast)
         super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=autocast)
         data_format = keras.config.image_data_format() if data_format is None else data_format
         self.data_format = check_choice("data_format", data_format, ("channels_last", "channels_first"))
@@ -106,6 +107,9 @@ class NonLocalBlock(KerasBlock):
             TypeError: if `x` is not floating point or `key_mask` is not boolean.
             ValueError: if a shape does not fit the spec.
         """
+        check_array("x", x)
+        if training is not None:
+            check_bool("training", training)
         params, key_mask = self._canonical(), mask if key_mask is None else key_mask
         # A norm that takes the statistics of this input is a layer of its own; else it is a part of the last product.
         norm = self.norm if training and self.norm is not None and self.norm.trainable else None
@@ -137,6 +141,7 @@ class NonLocalBlock(KerasBlock):
             TypeError: if an argument has a wrong type.
             ValueError: if a shape does not fit the spec or a position is out of range.
         """
+        check_array("x", x)
         if self.spec is None:
             self.build(x.shape)
         params = self._canonical()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nonlocal_core.errors import fail_type
 from nonlocal_core.geometry import Sets
 from nonlocal_core.networks.block import CanonicalBlock
 from nonlocal_core.planning import check_method
@@ -187,7 +188,9 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
 
     def _prepare(self, x: Tensor, key_mask: Tensor | None, training: bool) -> tuple[Sets, Layers, Form]:
         """Check the arguments of a call; return the sets of its grid, the layers that it needs, and the form."""
-        check_kind(Tensor, x=x, key_mask=key_mask)
+        if not isinstance(x, Tensor):
+            raise fail_type("x", "be a torch.Tensor", x)
+        check_kind(Tensor, key_mask=key_mask)
         spec, shape = self.spec, (*x.shape[:1], *x.shape[2:], *x.shape[1:2])
         check_arrays(spec, shape, x, key_mask, training=training)
         sets = spec.sets(x.shape[2:])

@@ -52,6 +52,10 @@ def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
         if mode is not None:
             temporary.chmod(stat.S_IMODE(mode))
         temporary.replace(place)
+    except OSError as error:  # which names the temporary file, of which no one has heard
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
     _remove_stale(place.parent)

@@ -526,6 +526,16 @@ def test_another_format_is_refused(path, version):
         load_params(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "error"), [("missing/block", FileNotFoundError), ("", IsADirectoryError)], ids=["missing folder", "folder"]
+)
+def test_a_file_that_cannot_be_written_is_named_as_the_user_names_it(tmp_path, name, error):
+    place = tmp_path / name
+    with pytest.raises(error) as raised:
+        save_params(place, filled(SPEC), SPEC)
+    assert raised.value.filename == str(place)
+
+
 def with_specification(path, **written):
     """Write the file of `SPEC` as if for another version of the specification."""
     content = {"format": 1, **written, "spec": json.loads(SPEC.to_json())}

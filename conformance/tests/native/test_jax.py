@@ -547,6 +547,8 @@ def test_parameters_of_bfloat16_are_exported_as_float32():
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
+        ({"dtype": "x"}, TypeError, "`dtype` must be a floating-point dtype or None. Got 'x'"),
+        ({"param_dtype": 3}, TypeError, "`param_dtype` must be a floating-point dtype or None. Got 3"),
         ({"metod": "auto"}, TypeError, "`metod` must be an option of NonLocalBlock. .* nearest is `method`"),
         ({"subsampel": 2}, TypeError, "`subsampel` must be an option of NonLocalBlock"),
         ({"method": "sorted"}, ValueError, "`method` must be 'auto', 'pairwise' or 'streamed' for the form"),

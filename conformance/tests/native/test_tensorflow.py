@@ -527,6 +527,8 @@ def test_positions_may_be_a_tensor_and_the_block_unbuilt():
             ValueError,
             "`method` must be 'auto', 'pairwise' or 'streamed' for the form .*Got 'sorted'",
         ),
+        ({"autocast": "no"}, TypeError, "`autocast` must be a bool. Got 'no'"),
+        ({"channels": tf.constant(4.0)}, TypeError, "`channels` must be a positive int. Got "),
         ({"data_format": "NCHW"}, ValueError, "`data_format` must be one of 'channels_last', 'channels_first'"),
         ({"pairwise": "cosine"}, ValueError, "`pairwise` must be one of"),
         ({"channels": 0}, ValueError, "`channels` must be a positive int. Got 0"),
@@ -535,6 +537,18 @@ def test_positions_may_be_a_tensor_and_the_block_unbuilt():
 def test_wrong_options_are_named(options, error, words):
     with pytest.raises(error, match=words):
         NonLocalBlock(**{"channels": 6, **options})
+
+
+@pytest.mark.parametrize("training", ["x", 1, [], tf.constant(value=True)], ids=["text", "number", "list", "tensor"])
+def test_training_is_a_bool_or_none(training):
+    with pytest.raises(TypeError, match=r"`training` must be a bool\. Got "):
+        NonLocalBlock(4, norm="batch")(tf.zeros((2, 5, 4)), training=training)
+
+
+@pytest.mark.parametrize("x", [None, [1.0], "x"])
+def test_attention_of_what_is_no_array_is_refused(x):
+    with pytest.raises(TypeError, match=r"^`x` must be an array\. Got "):
+        NonLocalBlock(4).attention(x)
 
 
 @pytest.mark.parametrize(

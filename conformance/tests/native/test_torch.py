@@ -386,6 +386,12 @@ def test_an_array_of_another_library_is_refused_by_the_operation(name):
         nonlocal_op(**{**arrays, name: arrays[name].numpy()})
 
 
+@pytest.mark.parametrize("x", [None, [1.0], np.ones((2, 4, 5), np.float32)], ids=["None", "list", "array"])
+def test_an_input_that_is_no_tensor_is_refused(x):
+    with pytest.raises(TypeError, match=r"^`x` must be a torch\.Tensor\. Got "):
+        NonLocalBlock(4)(x)
+
+
 def test_a_mask_of_another_library_is_refused():
     with pytest.raises(TypeError, match=r"`key_mask` must be a torch.Tensor. Got shape \(2, 5\) of type ndarray"):
         NonLocalBlock(4)(torch.zeros(2, 4, 5), np.ones((2, 5), bool))
