@@ -90,7 +90,8 @@ def _op_calls(_: Case) -> dict[str, Call]:
     }
 
 
-def _outcome(call: Call, driver: Any) -> str:
+def outcome(call: Call, driver: Any) -> str:
+    """Return the type and the words of the error that a call raises."""
     try:
         call(driver)
     except (TypeError, ValueError) as error:
@@ -111,7 +112,7 @@ def errors(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - error
         if group != "block" and group not in driver.capabilities:
             continue
         for name, call in calls(case).items():
-            expected, actual = _outcome(call, NumpyDriver()), _outcome(call, driver)
+            expected, actual = outcome(call, NumpyDriver()), outcome(call, driver)
             require(expected.startswith(("TypeError: ", "ValueError: ")), f"{name}: the reference gave {expected}")
             if actual != expected:
                 wrong.append(f"{name}:\n  expected {expected}\n  got      {actual}")

@@ -13,8 +13,9 @@ import torch
 from torch.nn import functional
 
 from nonlocal_conformance.capabilities import BACKENDS
-from nonlocal_conformance.driver import Array, Mask, Params, Spec
+from nonlocal_conformance.driver import Array, Mask, Network, Params, Spec
 from nonlocal_conformance.memory import peak_resident
+from nonlocal_conformance.networks.torch import TorchNetwork
 from nonlocal_core.planning import METHODS
 from nonlocal_core.spec.parameters import STATISTICS
 from nonlocal_torch import NonLocalBlock, nonlocal_op
@@ -208,6 +209,10 @@ class TorchDriver:
                 kept = name in {"transposed", "sliced"} or z.is_contiguous(memory_format=wanted)
                 results[name] = (_output(z), kept)
         return results
+
+    def network(self, layers: Params, shape: tuple[int, ...]) -> Network:  # noqa: ARG002 - the layers take any
+        """Return a network of linear layers."""
+        return TorchNetwork({name: self._tensor(weight) for name, weight in layers.items()}, self._input)
 
     def peak_memory(self, call: Callable[[], T]) -> tuple[T, int | None]:
         """Return the result of a call and its peak extra memory in bytes."""

@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 import torch
+from network import Networks
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from nonlocal_conformance.capabilities import CAPABILITIES
@@ -70,7 +71,7 @@ class Recomputed(torch.autograd.Function):
         return None, *(next(found) if a.requires_grad else None for a in given)
 
 
-class Textbook:
+class Textbook(Networks):
     """The driver, and the steps that it is made of."""
 
     name = "textbook"
