@@ -8,6 +8,7 @@ arithmetic with it. A count such as 600s is one of seconds. What differs is prin
 import contextlib
 import dataclasses
 import functools
+import math
 import sys
 import time
 import traceback
@@ -32,10 +33,10 @@ SEED = 0
 def calls(draw, driver):
     """Draw a case, a dtype, a method, and what stands at masked positions."""
     case = draw(cases())
-    training = draw(st.booleans())
     # The textbook stacks samples, so that it needs one.
-    batch = draw(st.integers(1 if training or driver.name == "numpy" else 0, 3))
-    mask = draw(st.sampled_from([None, "some", "some", "none"]))
+    batch = draw(st.integers(1 if driver.name == "numpy" else 0, 3))
+    training = batch * math.prod(case.spatial) > 1 and draw(st.booleans())  # of one value there are no statistics
+    mask = draw(st.sampled_from([None, "some", "some", "none"])) if batch else None
     case = dataclasses.replace(case, batch=batch, mask=mask, training=training, ties=draw(st.booleans()))
     dtype, method = (
         draw(st.sampled_from(driver.dtypes)),
