@@ -10,6 +10,9 @@ DEMO := $(VENV)/.installed-demo
 DOCS := $(VENV)/.installed-docs
 TEST := $(VENV)/.installed-test
 PEERS := $(VENV)/.installed-peers
+# How much `make fuzz` reads and computes: counts, or times such as 600s.
+COUNT ?= 10000
+BLOCKS ?= 2000
 MUTANTS := .venv-mutants/.installed
 REPORT := benchmarks/html/index.html
 # The modules of a backend whose framework is missing have no examples to run. The one test in the suite folder is
@@ -38,7 +41,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-elsewhere test-oldest test-torch faults peers mutants lint style types format bench bench-full bench-compare bench-publish
+.PHONY: help demo test test-elsewhere test-oldest test-torch fuzz faults peers mutants lint style types format bench bench-full bench-compare bench-publish
 .PHONY: docs docs-serve docs-test
 
 help: ## list the targets
@@ -68,6 +71,12 @@ test-torch: ## run the suite on another PyTorch, in an environment of its own: m
 peers: $(PEERS) ## run the suite on other implementations of the block and write docs/peers.md
 	PYTHONPATH=conformance $(BIN)/python -m peers > $(VENV)/peers.md
 	mv $(VENV)/peers.md docs/peers.md
+
+fuzz: $(TEST) ## read COUNT changed files with each reader, compare COUNT blocks of the reference and BLOCKS of each adapter; or times: 600s
+	@status=0; $(BIN)/python conformance/tests/fuzz/files.py $(COUNT) || status=1; \
+	for call in "numpy $(COUNT)" "torch $(BLOCKS)" "tensorflow $(BLOCKS)" "jax $(BLOCKS)"; do \
+		$(BIN)/python conformance/tests/fuzz/specs.py $$call || status=1; \
+	done; exit $$status
 
 faults: $(TEST) ## print the faulty implementations and the checks that reject them, as a table
 	$(BIN)/python conformance/tests/meta/faults.py

@@ -21,7 +21,7 @@ MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, Synta
 """What becomes of results that have another form than those of asv, beside a `ValueError`."""
 
 _MOST = 100_000
-"""How many combinations of parameters a benchmark has at most, whatever its file says."""
+"""How many combinations of parameters a file has at most: asv writes those that were not measured too."""
 
 _LONGEST = 100
 """How many characters a parameter has at most."""
@@ -109,6 +109,10 @@ def _read(path: Path) -> Any:
 def _run(path: Path, about: Mapping[str, Any]) -> Run:
     data = _read(path)
     machine = {name: value for name, value in data["params"].items() if name not in data["requirements"]}
+    count = sum(math.prod(map(len, columns[1])) for columns in data["results"].values())
+    if count > _MOST:
+        message = f"{count} combinations of parameters"
+        raise ValueError(message)
     measurements = [
         one
         for name, columns in data["results"].items()
@@ -122,9 +126,6 @@ def _measurements(name: str, columns: Any, names: Any, notes: Any) -> list[Measu
     """Return the measurements of one benchmark; a number that is none was not measured."""
     values, axes = columns[:2]
     count = math.prod(map(len, axes))
-    if count > _MOST:
-        message = f"{name} has {count} combinations of parameters"
-        raise ValueError(message)
     meanings = {text: _meaning(text) for text in itertools.chain(*axes)}
     known = notes.get(name.rpartition(".")[0], {})
     found = []
