@@ -81,7 +81,7 @@ def pool(arrays: Sequence[Tensor], sets: Sets, mask: Tensor | None) -> list[Tens
         return [a.flatten(1, -2) for a in arrays]
     if mask is not None:
         arrays = [a.masked_fill(~mask, -torch.inf) for a in arrays]
-    pooled = [_largest(a.movedim(-1, 1), sets.window).flatten(2).transpose(1, 2) for a in arrays]
+    pooled = [_largest(a.movedim(a.dim() - 1, 1), sets.window).flatten(2).transpose(1, 2) for a in arrays]
     return pooled if mask is None else [a.masked_fill(a == -torch.inf, 0) for a in pooled]
 
 
