@@ -16,7 +16,8 @@ from nonlocal_core.errors import fail_type
 from nonlocal_core.networks.block import CanonicalBlock
 from nonlocal_core.planning import check_method
 from nonlocal_core.spec import NonLocalSpec
-from nonlocal_core.spec.options import SpecOptions
+from nonlocal_core.spec.block import options_of
+from nonlocal_core.spec.options import SpecOptions, check_options
 from nonlocal_core.spec.parameters import STATISTICS, initial_moments, param_shapes
 from nonlocal_jax.function import attention, block_and_statistics, running_statistics
 
@@ -65,6 +66,7 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
         **options: Unpack[SpecOptions],
     ) -> None:
         """Create the parameters; see the class for the arguments."""
+        check_options(type(self), options)
         self.spec, self.method = NonLocalSpec(channels=channels, **options), method
         check_method(method, self.spec.pairwise)
         if not isinstance(rngs, nnx.Rngs):
@@ -101,7 +103,7 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
         param_dtype: Any = jnp.float32,
     ) -> Self:
         """Return a new block that computes `spec`."""
-        return cls(**vars(spec), rngs=rngs, method=method, dtype=dtype, param_dtype=param_dtype)
+        return cls(**options_of(spec), rngs=rngs, method=method, dtype=dtype, param_dtype=param_dtype)
 
     def __call__(self, x: Array, key_mask: Array | None = None) -> Array:
         """Return z_i = x_i + norm(W_z y_i + b_z).

@@ -97,7 +97,7 @@ def updated_statistics(
         >>> updated_statistics(jax.numpy.ones((1, 9, 2)), params, spec)["norm.variance"]
         Array([0.5, 0.5], dtype=float32)
     """
-    check_statistics(spec)
+    check_statistics(spec, unbiased)
     _, found = block_and_statistics(x, params, spec, key_mask, training=True, method=method, dtype=dtype)
     if unbiased:
         count = jnp.asarray(math.prod(x.shape[:-1]), found["norm.variance"].dtype)

@@ -16,12 +16,13 @@ from nonlocal_core.geometry import Sets
 from nonlocal_core.networks.block import CanonicalBlock
 from nonlocal_core.planning import check_method
 from nonlocal_core.spec import NonLocalSpec
-from nonlocal_core.spec.calls import check_arrays
+from nonlocal_core.spec.block import options_of
+from nonlocal_core.spec.calls import check_arrays, check_kind
 from nonlocal_core.spec.form import Form, form_of
-from nonlocal_core.spec.options import SpecOptions
+from nonlocal_core.spec.options import SpecOptions, check_options
 from nonlocal_core.spec.parameters import initial_moments, param_shapes
 from nonlocal_torch.context import leaf
-from nonlocal_torch.embed import embed, result
+from nonlocal_torch.embed import clean, embed, result
 from nonlocal_torch.layers import Layers, Scale, bare, fold_concat, map_of
 from nonlocal_torch.op import aggregate
 from nonlocal_torch.parameters import own_params, read_params, renew, renew_state, write_params
@@ -76,6 +77,7 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
     ) -> None:
         """Create the parameters; see the class for the arguments."""
         super().__init__()
+        check_options(type(self), options)
         self.spec, self.method = NonLocalSpec(channels=channels, **options), method
         check_method(method, self.spec.pairwise)
         shapes = param_shapes(self.spec)
@@ -104,7 +106,7 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
         dtype: torch.dtype | None = None,
     ) -> Self:
         """Return a new block that computes `spec`."""
-        return cls(**vars(spec), method=method, device=device, dtype=dtype)
+        return cls(**options_of(spec), method=method, device=device, dtype=dtype)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -133,9 +135,11 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
             return leaf(self, x, *([] if key_mask is None else [key_mask]))
         # Without a sample there are no statistics to take, and none move.
         sets, layers, form = self._prepare(x, key_mask, training=self.training and x.shape[:1] != (0,))
+        x, lost = clean(x, key_mask)
         theta, phi, g, valid = embed(x, key_mask, layers, sets, self.spec.subsample_at)
         y = aggregate(theta, phi, g, form, valid, self.method)
-        return result(y, x, sets, self.out, self.norm, residual=self.spec.residual)
+        z = result(y, x, key_mask, sets, self.out, self.norm, residual=self.spec.residual)
+        return z if lost is None else z.masked_fill(lost[:, None], torch.nan)
 
     def attention(
         self, x: Tensor, positions: Sequence[int] | Tensor | None = None, key_mask: Tensor | None = None
@@ -156,7 +160,8 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
             ValueError: if a shape does not fit the spec or a position is out of range.
         """
         sets, layers, form = self._prepare(x, key_mask, training=False)
-        return weight_rows(x, key_mask, layers, form, sets, self.spec.subsample_at, positions).to(x.dtype)
+        x, lost = clean(x, key_mask)
+        return weight_rows(x, key_mask, lost, layers, form, sets, self.spec.subsample_at, positions).to(x.dtype)
 
     def __prepare_scriptable__(self) -> None:
         """Refuse `torch.jit.script`, in a network too."""
@@ -195,10 +200,7 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
 
     def _prepare(self, x: Tensor, key_mask: Tensor | None, training: bool) -> tuple[Sets, Layers, Form]:
         """Check the arguments of a call; return the sets of its grid, the layers that it needs, and the form."""
-        if not isinstance(x, Tensor):
-            raise fail_type("x", "be a torch.Tensor", x)
-        if key_mask is not None and not isinstance(key_mask, Tensor):
-            raise fail_type("key_mask", "be a torch.Tensor or None", key_mask)
+        check_kind(Tensor, x=x, key_mask=key_mask)
         spec, shape = self.spec, (*x.shape[:1], *x.shape[2:], *x.shape[1:2])
         check_arrays(spec, shape, x, key_mask, training=training)
         sets = spec.sets(x.shape[2:])
