@@ -9,7 +9,7 @@ from typing import Any, Self, Unpack
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from nonlocal_core.errors import fail_type
 from nonlocal_core.geometry import Sets
@@ -21,7 +21,8 @@ from nonlocal_core.spec.calls import check_arrays, check_kind
 from nonlocal_core.spec.form import Form, form_of
 from nonlocal_core.spec.options import SpecOptions, check_options
 from nonlocal_core.spec.parameters import initial_moments, param_shapes
-from nonlocal_torch.embed import embed, result
+from nonlocal_torch.context import leaf
+from nonlocal_torch.embed import clean, embed, result
 from nonlocal_torch.layers import Layers, Scale, bare, fold_concat, map_of
 from nonlocal_torch.op import aggregate
 from nonlocal_torch.parameters import own_params, read_params, renew, renew_state, write_params
@@ -130,10 +131,15 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
             TypeError: if `x` is not floating point or `key_mask` is not boolean.
             ValueError: if a shape does not fit the spec.
         """
-        sets, layers, form = self._prepare(x, key_mask, self.training)
+        if isinstance(x, fx.Proxy):
+            return leaf(self, x, *([] if key_mask is None else [key_mask]))
+        # Without a sample there are no statistics to take, and none move.
+        sets, layers, form = self._prepare(x, key_mask, training=self.training and x.shape[:1] != (0,))
+        x, lost = clean(x, key_mask)
         theta, phi, g, valid = embed(x, key_mask, layers, sets, self.spec.subsample_at)
         y = aggregate(theta, phi, g, form, valid, self.method)
-        return result(y, x, sets, self.out, self.norm, residual=self.spec.residual)
+        z = result(y, x, key_mask, sets, self.out, self.norm, residual=self.spec.residual)
+        return z if lost is None else z.masked_fill(lost[:, None], torch.nan)
 
     def attention(
         self, x: Tensor, positions: Sequence[int] | Tensor | None = None, key_mask: Tensor | None = None
@@ -154,7 +160,13 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
             ValueError: if a shape does not fit the spec or a position is out of range.
         """
         sets, layers, form = self._prepare(x, key_mask, training=False)
-        return weight_rows(x, key_mask, layers, form, sets, self.spec.subsample_at, positions).to(x.dtype)
+        x, lost = clean(x, key_mask)
+        return weight_rows(x, key_mask, lost, layers, form, sets, self.spec.subsample_at, positions).to(x.dtype)
+
+    def __prepare_scriptable__(self) -> None:
+        """Refuse `torch.jit.script`, in a network too."""
+        rule = "hold no NonLocalBlock to be compiled by torch.jit.script; torch.export and torch.jit.trace take one"
+        raise fail_type("obj", rule, self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a pickled state."""

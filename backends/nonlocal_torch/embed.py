@@ -16,12 +16,12 @@ from nonlocal_torch.layers import (
     fixed_norm,
     fold_scale,
     memory_format_of,
-    norm_dtype,
     project,
     project_back,
 )
+from nonlocal_torch.norms import normalise
 
-__all__ = ["cut", "embed", "masks_of", "pool", "result", "uncut"]
+__all__ = ["clean", "cut", "embed", "masks_of", "pool", "result", "uncut"]
 
 _REMAINDER_BINDS = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12)
 """Whether PyTorch's pooling makes an export serve only sizes with the remainder of the example."""
@@ -47,7 +47,24 @@ def embed(
     return theta.flatten(1, -2), phi, g, valid
 
 
-def result(y: Tensor, x: Tensor, sets: Sets, out: nn.Module, norm: nn.Module | None, *, residual: bool) -> Tensor:
+def clean(x: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return x with 0 in the masked rows that are not finite, and which they are (B, S1..Sk): they are to be NaN."""
+    if key_mask is None:
+        return x, None
+    lost = ~(key_mask | x.isfinite().all(dim=1))
+    return x.masked_fill(lost[:, None], 0), lost
+
+
+def result(
+    y: Tensor,
+    x: Tensor,
+    key_mask: Tensor | None,
+    sets: Sets,
+    out: nn.Module,
+    norm: nn.Module | None,
+    *,
+    residual: bool,
+) -> Tensor:
     """Return z = x + norm(W y + b), or without x, in the shape, the dtype and the memory layout of `x`."""
     last, fixed = bare(out), None
     if norm is not None and isinstance(last, Affine):
@@ -55,8 +72,7 @@ def result(y: Tensor, x: Tensor, sets: Sets, out: nn.Module, norm: nn.Module | N
         last = last if fixed is None else fold_scale(last, *fixed)
     r = project_back(uncut(y, sets), last, x)
     if norm is not None and fixed is None:
-        r = r.flatten(2).to(norm_dtype(norm, r.dtype)).contiguous()  # or PyTorch's norm takes twice the time
-        r = norm(r).reshape(x.shape)
+        r = normalise(norm, r, key_mask)
     r = r.to(x.dtype)
     return x + r if residual else r.contiguous(memory_format=memory_format_of(x))
 
@@ -81,7 +97,7 @@ def pool(arrays: Sequence[Tensor], sets: Sets, mask: Tensor | None) -> list[Tens
         return [a.flatten(1, -2) for a in arrays]
     if mask is not None:
         arrays = [a.masked_fill(~mask, -torch.inf) for a in arrays]
-    pooled = [_largest(a.movedim(-1, 1), sets.window).flatten(2).transpose(1, 2) for a in arrays]
+    pooled = [_largest(a.movedim(a.dim() - 1, 1), sets.window).flatten(2).transpose(1, 2) for a in arrays]
     return pooled if mask is None else [a.masked_fill(a == -torch.inf, 0) for a in pooled]
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "fixed_norm",
     "fold_concat",
     "fold_scale",
+    "is_bare",
     "map_of",
     "memory_format_of",
     "norm_dtype",
@@ -78,7 +79,7 @@ class Scale(nn.GroupNorm):
         return f"{self.num_channels}"
 
 
-def _is_bare(layer: nn.Module, kind: type[M]) -> TypeGuard[M]:
+def is_bare(layer: nn.Module, kind: type[M]) -> TypeGuard[M]:
     """Return whether a layer is PyTorch's own with nothing on it: it computes what its parameters say and no more."""
     state = vars(layer)
     own = state["_parameters"]
@@ -98,7 +99,7 @@ def _is_bare(layer: nn.Module, kind: type[M]) -> TypeGuard[M]:
 
 def bare(layer: nn.Module) -> Layer:
     """Return the map of a layer that need not be called, and any other as it is."""
-    return Affine(layer.weight, layer.bias) if _is_bare(layer, nn.Linear) else layer
+    return Affine(layer.weight, layer.bias) if is_bare(layer, nn.Linear) else layer
 
 
 def map_of(layer: nn.Module, entering: int) -> Affine:
@@ -200,9 +201,9 @@ def fold_scale(layer: Affine, factor: Tensor, shift: Tensor) -> Affine:
 
 def fixed_norm(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
     """Return factor and shift of a norm that takes no statistics of its input and need not be called, else None."""
-    if _is_bare(norm, Scale):
+    if is_bare(norm, Scale):
         return norm.weight, norm.bias
-    if not _is_bare(norm, nn.BatchNorm1d) or norm.training or norm.running_mean is None or norm.running_var is None:
+    if not is_bare(norm, nn.BatchNorm1d) or norm.training or norm.running_mean is None or norm.running_var is None:
         return None
     factor = torch.rsqrt(norm.running_var + norm.eps)
     if norm.weight is not None:  # as it is with `affine=False`

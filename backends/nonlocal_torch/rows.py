@@ -22,29 +22,36 @@ __all__ = ["weight_rows"]
 def weight_rows(
     x: Tensor,
     key_mask: Tensor | None,
+    lost: Tensor | None,
     layers: Layers,
     form: Form,
     sets: Sets,
     subsample_at: str,
     positions: Sequence[int] | Tensor | None,
 ) -> Tensor:
-    """Return the weights w_ij of some queries (B, Q, M) in at least float32, 0 where a key is not in their set."""
+    """Return the weights w_ij of some queries (B, Q, M) in at least float32, 0 where a key is not in their set.
+
+    The rows of queries that are lost are NaN.
+    """
+    pairs: Tensor | None
     chosen, numbers = None, _set_numbers(sets, x.device)
     if positions is not None:
         indices = positions.tolist() if isinstance(positions, Tensor) else positions
         chosen = torch.as_tensor(check_positions(indices, math.prod(x.shape[2:])), device=x.device)
     if form.is_named:
         theta, phi, pairs = _embed_rows(x, key_mask, layers, sets, subsample_at, chosen, numbers)
-        with full_precision(x.device.type):
-            return pairwise_weights(widened(theta), widened(phi), form, pairs)
-    # A function gets what it gets in the forward pass: all queries and keys of a set.
-    theta, phi, _, valid = embed(x, key_mask, layers._replace(g=None), sets, subsample_at)
-    if valid is not None:
-        phi = phi.masked_fill(~valid[..., None], 0)
+    else:  # a function gets what it gets in the forward pass: all queries and keys of a set
+        theta, phi, _, valid = embed(x, key_mask, layers._replace(g=None), sets, subsample_at)
+        phi, pairs = (phi, None) if valid is None else (phi.masked_fill(~valid[..., None], 0), valid[:, None])
     with full_precision(x.device.type):
-        weights = pairwise_weights(widened(theta), widened(phi), form, None if valid is None else valid[:, None])
-    rows = _spread(weights, sets, numbers)
-    return rows if chosen is None else rows[:, chosen]
+        rows = pairwise_weights(widened(theta), widened(phi), form, pairs)
+    if not form.is_named:
+        rows = _spread(rows, sets, numbers)
+        rows = rows if chosen is None else rows[:, chosen]
+    if lost is None:
+        return rows
+    lost = lost.flatten(1)
+    return rows.masked_fill((lost if chosen is None else lost[:, chosen])[..., None], torch.nan)
 
 
 def _embed_rows(

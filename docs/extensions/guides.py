@@ -22,6 +22,7 @@ class Order:
     names: ClassVar = [
         "denoise.py",
         "insert.py",
+        "tools.py",
         "port_checkpoint.py",
         "attention.py",
         "train.py",

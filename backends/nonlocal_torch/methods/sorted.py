@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nonlocal_core.spec.form import Form
-from nonlocal_torch.context import is_recorded, is_transformed
+from nonlocal_torch.context import is_recorded, is_traced, is_transformed
 from nonlocal_torch.methods.pairwise import concat_summands, count_keys
 
 __all__ = ["running_sums", "sorted_keys"]
@@ -48,7 +48,7 @@ def _sorted_sums(a: Tensor, b: Tensor, g: Tensor, valid: Tensor | None) -> Tenso
     a, b = a + centre, b - centre
     b = b if valid is None else b.masked_fill(~valid[..., None], 0)
     # An export keeps no gradient but that of its operations, and before PyTorch 2.10 it failed at a function.
-    if is_recorded(a, b, g) and not (is_transformed() or torch.compiler.is_exporting()):
+    if is_recorded(a, b, g) and not (is_transformed() or torch.compiler.is_exporting() or is_traced()):
         return _with_gradient(a, b, g, *forth, *back)[0]
     return _sums(a, b, g, *forth)[0]
 
@@ -67,7 +67,7 @@ def _ranks(a: Tensor, b: Tensor, valid: Tensor | None) -> tuple[Ranks, Ranks]:
     merged = _order(torch.cat([a, level], dim=1))
     numbers = torch.arange(queries + keys, device=a.device).expand_as(merged)
     place = torch.empty_like(merged).scatter(1, merged, numbers)
-    keys_before = (merged >= queries).cumsum(dim=1).gather(1, place)  # a key counts itself
+    keys_before = (merged >= queries).cumsum(dim=1, dtype=torch.int64).gather(1, place)  # a key counts itself
     queries_before = place + 1 - keys_before  # a query counts itself
     key_rank, query_rank = keys_before[:, queries:] - 1, queries - queries_before[:, :queries]
     order = torch.empty_like(key_rank).scatter(1, key_rank, numbers[:, :keys])
@@ -119,7 +119,8 @@ def _sums(a: Tensor, b: Tensor, g: Tensor, order: Tensor, counts: Tensor) -> tup
     chunk = 32 if g.device.type == "cpu" else 128
     # Two chunks at least, and `unfold`: to an export a single one, or the size of a reshaped axis, is a condition.
     chunks = order.shape[1] // chunk + 2
-    order = functional.pad(order, (1, chunks * chunk - order.shape[1] - 1)).unfold(1, chunk, chunk)
+    order = functional.pad(order, (1, chunks * chunk - order.shape[1] - 1))
+    order = order.reshape(-1, chunks, chunk) if is_traced() else order.unfold(1, chunk, chunk)
     factors, rows = _rows(order, b, g)  # (B, chunks, chunk, 1) and (B, chunks, chunk, D)
     rows[:, 0, 0] = 0  # row k becomes the sum of the first k
     plain, weighted = _rows(counts, _prefix_sums(rows), _prefix_sums(factors * rows))

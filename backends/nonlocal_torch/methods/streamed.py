@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -95,46 +95,63 @@ class _Streamed(torch.autograd.Function):
     """The operation with a gradient that needs no matrix of weights and can be differentiated again.
 
     The fused kernels' gradient cannot: it serves where no derivative of it is asked for, from the graph that the
-    forward pass made, or from one made anew where that is used up. Else formulas give it, a chunk of queries at a time.
+    forward pass made. Else formulas give it, a chunk of queries at a time.
     """
 
     @staticmethod
     def forward(
         ctx: Any, theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale: float, rows: int | None
     ) -> Tensor:
-        ctx.save_for_backward(theta, phi, g, valid)
-        ctx.scale, ctx.rows, ctx.graph = scale, rows, None
-        if rows is not None:
-            return _attend(theta, phi, g, valid, scale, rows)
-        y, ctx.graph = _fused_graph(theta, phi, g, valid, scale)
+        ctx.scale, ctx.rows, kept = scale, rows, list[Tensor]()
+        if rows is None:
+            y, ctx.graph = _fused_graph(theta, phi, g, valid, scale)
+            # Kept like all else, where a checkpoint finds them: it would run a third time for a graph that keeps them.
+            kept.extend(ctx.graph.tensors)
+            ctx.graph.tensors.clear()
+        else:
+            y = _attend(theta, phi, g, valid, scale, rows)
+        ctx.save_for_backward(theta, phi, g, valid, *kept)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        theta, phi, g, valid = ctx.saved_tensors
+        theta, phi, g, valid, *kept = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
-        graph, ctx.graph = ctx.graph, None
         gradients: Iterator[Tensor]
         if ctx.rows is not None or torch.is_grad_enabled():
             rows = SECOND_ROWS if ctx.rows is None else ctx.rows
             every = _gradients(theta, phi, g, valid, ctx.scale, dy, rows)
             gradients = itertools.compress(every, needed)
         else:
-            y, inputs = _fused_graph(theta, phi, g, valid, ctx.scale)[1] if graph is None else graph
-            gradients = iter(torch.autograd.grad(y, inputs, dy))
+            y, inputs, tensors = ctx.graph
+            tensors.extend(kept)
+            gradients = iter(torch.autograd.grad(y, inputs, dy, retain_graph=True))
+            tensors.clear()
         return (*(next(gradients) if need else None for need in needed), None, None, None)
 
 
-def _fused_graph(
-    theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale: float
-) -> tuple[Tensor, tuple[GradientEdge, list[GradientEdge]]]:
-    """Return y, and the ends of the graph from the tensors that require a gradient to it."""
-    with torch.enable_grad():
+class _Graph(NamedTuple):
+    """The graph from the operands that require a gradient to y; what it needs of them it finds in `tensors`."""
+
+    y: GradientEdge
+    inputs: list[GradientEdge]
+    tensors: list[Tensor]
+
+
+def _fused_graph(theta: Tensor, phi: Tensor, g: Tensor, valid: Tensor | None, scale: float) -> tuple[Tensor, _Graph]:
+    """Return y, and the graph to it with the tensors that it needs."""
+    tensors: list[Tensor] = []
+
+    def keep(a: Tensor) -> int:
+        tensors.append(a)
+        return len(tensors) - 1
+
+    with torch.enable_grad(), saved_tensors_hooks(keep, tensors.__getitem__):
         # Views have edges of their own, even of one tensor, and an edge keeps no tensor alive.
         theta, phi, g = (a.view_as(a) for a in (theta, phi, g))
         y = fused_attention(theta, phi, g, valid, scale)
         inputs = [get_gradient_edge(a) for a in (theta, phi, g) if a.requires_grad]
-        return y.detach(), (get_gradient_edge(y), inputs)
+        return y.detach(), _Graph(get_gradient_edge(y), inputs, tensors)
 
 
 _with_gradient: Callable[..., Tensor] = _Streamed.apply
