@@ -6,17 +6,30 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
+from flax import nnx
 from jax import Array, lax
 
 from nonlocal_core.arguments import check_positions, known_sizes
+from nonlocal_core.errors import fail_value
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.calls import check_block, check_statistics
-from nonlocal_core.spec.form import form_of
-from nonlocal_jax.embed import Params, embed, embed_rows, result
+from nonlocal_core.spec.form import Form, form_of
+from nonlocal_core.spec.parameters import STATISTICS
+from nonlocal_jax.arrays import Spread
+from nonlocal_jax.embed import Params, among_all_keys, embed, embed_rows, result
+from nonlocal_jax.layers import Layers, affines_of
 from nonlocal_jax.methods.pairwise import pairwise_weights
 from nonlocal_jax.op import aggregate
 
-__all__ = ["attention", "block_and_statistics", "nonlocal_block", "running_statistics", "updated_statistics"]
+__all__ = [
+    "arrays_of",
+    "attention",
+    "block_and_statistics",
+    "nonlocal_block",
+    "rows_of_weights",
+    "running_statistics",
+    "updated_statistics",
+]
 
 
 def nonlocal_block(
@@ -59,7 +72,7 @@ def nonlocal_block(
         >>> bool((jax.jit(nonlocal_block, static_argnums=2)(x, params, spec) == x).all())
         True
     """
-    return block_and_statistics(x, params, spec, key_mask, training, method=method, dtype=dtype)[0]
+    return _compute(x, params, spec, key_mask, training=training, method=method, dtype=dtype)[0]
 
 
 def updated_statistics(
@@ -98,7 +111,7 @@ def updated_statistics(
         Array([0.5, 0.5], dtype=float32)
     """
     check_statistics(spec)
-    _, found = block_and_statistics(x, params, spec, key_mask, training=True, method=method, dtype=dtype)
+    _, found = _compute(x, params, spec, key_mask, method=method, dtype=dtype, training=True)
     if unbiased:
         count = jnp.asarray(math.prod(x.shape[:-1]), found["norm.variance"].dtype)
         found["norm.variance"] = found["norm.variance"] * (count / (count - 1))
@@ -140,18 +153,45 @@ def attention(
         (1, 2, 12)
     """
     check_block(x, params, spec, key_mask, training=False)
-    x = jnp.asarray(x)
-    sets, chosen = spec.sets(x.shape[1:-1]), None
-    if positions is not None:
-        chosen = jnp.asarray(check_positions(positions, *known_sizes((math.prod(sets.grid),))))
-    wide = x.astype(x.dtype if dtype is None else dtype)
-    theta, phi, valid = embed_rows(wide, params, spec, sets, key_mask, chosen)
-    return pairwise_weights(theta, phi, form_of(spec, params), valid).astype(x.dtype)
+    x, key_mask = arrays_of(spec, x, key_mask)
+    spread = Spread(x)
+
+    def run(x: Array, params: Params, key_mask: Array | None) -> Array:
+        return rows_of_weights(x, affines_of(params), form_of(spec, params), spec, positions, key_mask, dtype)
+
+    return spread.call(run, spread.like(0, None, None), x, dict(params), key_mask)
+
+
+def _compute(
+    x: Array, params: Params, spec: NonLocalSpec, key_mask: Array | None, *, training: bool, method: str, dtype: Any
+) -> tuple[Array, dict[str, Array]]:
+    """Return what `block_and_statistics` does, from canonical parameters."""
+    check_block(x, params, spec, key_mask, training, method)
+    x, key_mask = arrays_of(spec, x, key_mask)
+    spread = Spread(x)
+
+    def run(x: Array, params: Params, key_mask: Array | None) -> tuple[Array, dict[str, Array]]:
+        layers, form = affines_of(params), form_of(spec, params)
+        return block_and_statistics(x, layers, params, form, spec, key_mask, training, method=method, dtype=dtype)
+
+    found = STATISTICS if training and spec.norm == "batch" else ()
+    results = spread.like(*range(x.ndim)), dict.fromkeys(found, spread.like())
+    return spread.call(run, results, x, dict(params), key_mask)
+
+
+def arrays_of(spec: NonLocalSpec, x: Array, key_mask: Array | None) -> tuple[Array, Array | None]:
+    """Return the arrays that enter as those of JAX; a spec that is static cannot have parameters in it."""
+    if isinstance(spec.pairwise, nnx.Module):
+        rule = "have a name or a function for `pairwise`; NonLocalBlock takes a module"
+        raise fail_value("spec", rule, type(spec.pairwise).__name__)
+    return jnp.asarray(x), None if key_mask is None else jnp.asarray(key_mask)
 
 
 def block_and_statistics(
     x: Array,
+    layers: Layers,
     params: Params,
+    form: Form,
     spec: NonLocalSpec,
     key_mask: Array | None,
     training: bool,
@@ -159,13 +199,33 @@ def block_and_statistics(
     method: str,
     dtype: Any,
 ) -> tuple[Array, dict[str, Array]]:
-    """Return z and, from batch normalisation in training, the mean and the biased variance of each channel."""
-    check_block(x, params, spec, key_mask, training, method)
-    x = jnp.asarray(x)
+    """Return z and, from batch normalisation in training, the mean and the biased variance of each channel.
+
+    The arguments are checked; `params` holds the parameters of the norm, unless it is among the layers.
+    """
     wide, sets = x.astype(x.dtype if dtype is None else dtype), spec.sets(x.shape[1:-1])
-    theta, phi, g, valid = embed(wide, params, spec, sets, key_mask)
-    y = aggregate(theta, phi, g, form_of(spec, params), valid, method)
-    return result(y, x, params, spec, sets, training)
+    theta, phi, g, valid = embed(wide, layers, spec, sets, key_mask)
+    y = aggregate(theta, phi, g, form, valid, method)
+    return result(y, x, layers, params, spec, sets, training)
+
+
+def rows_of_weights(
+    x: Array, layers: Layers, form: Form, spec: NonLocalSpec, positions: Any, key_mask: Array | None, dtype: Any
+) -> Array:
+    """Return rows of the weights; all arguments but the positions are checked."""
+    sets, chosen = spec.sets(x.shape[1:-1]), None
+    if positions is not None:
+        chosen = jnp.asarray(check_positions(positions, *known_sizes((math.prod(sets.grid),))))
+    wide = x.astype(x.dtype if dtype is None else dtype)
+    if form.is_named:
+        theta, phi, valid = embed_rows(wide, layers, spec, sets, key_mask, chosen)
+        return pairwise_weights(theta, phi, form, valid).astype(x.dtype)
+    # A function may know where its arguments stand: it gets what it gets when the block is computed.
+    theta, phi, _, serves = embed(wide, layers, spec, sets, key_mask)
+    valid = jnp.ones((1, 1, sets.keys), bool) if serves is None else serves[:, None]
+    weights = pairwise_weights(theta, jnp.where(valid.mT, phi, 0), form, valid)
+    weights = among_all_keys(weights, sets) if sets.count != 1 else weights
+    return (weights if chosen is None else weights[:, chosen]).astype(x.dtype)
 
 
 def running_statistics(params: Params, spec: NonLocalSpec, found: dict[str, Array]) -> dict[str, Array]:

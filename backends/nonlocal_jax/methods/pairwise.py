@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from nonlocal_core.arguments import check_sizes, known_sizes
 from nonlocal_core.spec.form import Form
-from nonlocal_jax.arrays import narrowed, product
+from nonlocal_jax.arrays import narrowed, product, wide_dtype
 
 __all__ = ["count_of", "pairwise", "pairwise_weights", "summands"]
 
@@ -41,7 +42,7 @@ def count_of(phi: Array, valid: Array | None, dtype: Any) -> Array:
 
 def _weights(theta: Array, phi: Array, form: Form, valid: Array | None) -> tuple[Array, Array]:
     """Return weights (B, N, M) and what they are still to be divided by; `valid` is (B or 1, N or 1, M)."""
-    dtype = jnp.result_type(theta, phi, jnp.float32)
+    dtype = wide_dtype(theta, phi)
     scores = _scores(theta, phi, form, dtype)
     if not form.softmax:
         return scores if valid is None else jnp.where(valid, scores, 0), count_of(phi, valid, dtype)
@@ -70,7 +71,9 @@ def _exponentials_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Ar
 def _scores(theta: Array, phi: Array, form: Form, dtype: Any) -> Array:
     """Return the scaled scores (B, N, M)."""
     if not isinstance(form.pairwise, str):
-        return form.scale * form.pairwise(theta.astype(dtype), phi.astype(dtype))
+        scores = form.pairwise(theta.astype(dtype), phi.astype(dtype))
+        check_sizes("pairwise", known_sizes(scores.shape), known_sizes((*theta.shape[:2], phi.shape[1])))
+        return form.scale * scores
     if form.pairwise == "concatenation":
         a, b = summands(theta, phi, form, dtype)
         return form.scale * jax.nn.relu(a[:, :, None] + b[:, None, :])
