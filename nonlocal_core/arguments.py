@@ -1,16 +1,18 @@
-"""Checks of single arguments: numbers, words, arrays by their shape and dtype."""
+"""Checks of single arguments: numbers, words, JSON, arrays by their shape and dtype."""
 
 from __future__ import annotations
 
+import json
 import math
 import numbers
 import operator
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from nonlocal_core.errors import fail_type, fail_value
+from nonlocal_core.errors import fail_type, fail_value, shortened
 
 __all__ = [
     "Size",
@@ -25,6 +27,7 @@ __all__ = [
     "check_sizes",
     "dtype_name",
     "known_sizes",
+    "read_json",
 ]
 
 Size = int | None
@@ -76,6 +79,28 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> Any:
         if choice == value:
             return choice
     raise fail_value(name, f"be one of {_listed(choices)}", repr(value))
+
+
+def read_json(text: str) -> Any:
+    """Return the value that JSON text holds.
+
+    Raises:
+        ValueError: if it is not JSON, an object of it has a key twice, or it is nested deeper than Python goes.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON, whose keys must differ."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        message = f"The key {shortened(repr(twice))} stands twice in one object"
+        raise ValueError(message)
+    return found
 
 
 def dtype_name(array: Any) -> str:

@@ -17,12 +17,14 @@ from nonlocal_core.errors import fail_type
 from nonlocal_core.networks.block import CanonicalBlock
 from nonlocal_core.planning import check_method
 from nonlocal_core.spec import NonLocalSpec
+from nonlocal_core.spec.block import options_of
 from nonlocal_core.spec.calls import check_arrays
 from nonlocal_core.spec.form import Form
-from nonlocal_core.spec.options import SpecOptions
+from nonlocal_core.spec.options import SpecOptions, check_options
 from nonlocal_jax.arrays import Spread
-from nonlocal_jax.function import arrays_of, block_and_statistics, rows_of_weights, running_statistics
+from nonlocal_jax.forward import arrays_of, block_and_statistics, rows_of_weights
 from nonlocal_jax.layers import Layers
+from nonlocal_jax.norm import AxisName, running_statistics
 from nonlocal_jax.parameters import canonical_of, in_place_of, names_of, new_layer, usable, variables_of
 
 __all__ = ["NonLocalBlock"]
@@ -46,6 +48,7 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
         dtype: the dtype of the computation; scores, weights and sums over keys are at least float32. None: that
             of the input.
         param_dtype: the dtype of the parameters.
+        axis_name: the mapped axes, of `jax.shard_map` or `nnx.vmap`, whose batches batch normalisation takes for one.
         **options: the other options of `nonlocal_core.NonLocalSpec`.
 
     Raises:
@@ -62,6 +65,7 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
     """
 
     norm: Any
+    axis_name: AxisName = None  # which pickles of version 0.1.0 have not
 
     def __init__(
         self,
@@ -71,9 +75,11 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
         method: str = "auto",
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
+        axis_name: AxisName = None,
         **options: Unpack[SpecOptions],
     ) -> None:
         """Create the parameters; see the class for the arguments."""
+        check_options(type(self), options)
         self.spec, self.method = NonLocalSpec(channels=channels, **options), method
         check_method(method, self.spec.pairwise)
         if not isinstance(rngs, nnx.Rngs):
@@ -82,6 +88,7 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
             if value is not None:
                 check_floating(argument, jnp.dtype(value).name)
         self.dtype, self.param_dtype = dtype, param_dtype
+        self.axis_name = axis_name if axis_name is None or isinstance(axis_name, str) else tuple(axis_name)
         self.use_running_average = False
         if isinstance(self.spec.pairwise, nnx.Module):
             # A spec is static, and what is static has no parameters: the module is a child, known by its place.
@@ -98,9 +105,11 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
         method: str = "auto",
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
+        axis_name: AxisName = None,
     ) -> Self:
         """Return a new block that computes `spec`."""
-        return cls(**vars(spec), rngs=rngs, method=method, dtype=dtype, param_dtype=param_dtype)
+        own: dict[str, Any] = {"method": method, "dtype": dtype, "param_dtype": param_dtype, "axis_name": axis_name}
+        return cls(**options_of(spec), rngs=rngs, **own)
 
     def __call__(self, x: Array, key_mask: Array | None = None) -> Array:
         """Return z_i = x_i + norm(W_z y_i + b_z).
@@ -125,7 +134,8 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
     def _forward(self, x: Array, key_mask: Array | None) -> Array:
         """Return z, and move the running statistics."""
         layers, params, form = self._layers()
-        training, options = not self.use_running_average, {"method": self.method, "dtype": self.dtype}
+        training = not self.use_running_average
+        options: dict[str, Any] = {"method": self.method, "dtype": self.dtype, "axis_name": self.axis_name}
         z, found = block_and_statistics(x, layers, params, form, self.spec, key_mask, training, **options)
         for name, value in running_statistics(params, self.spec, found).items():
             self.norm[name.partition(".")[2]][...] = value
@@ -198,9 +208,8 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
             variables[name][...] = value
 
     def _like(self, spec: NonLocalSpec) -> Self:
-        block = self.from_spec(
-            spec, rngs=nnx.Rngs(0), method=self.method, dtype=self.dtype, param_dtype=self.param_dtype
-        )
+        own: dict[str, Any] = {"method": self.method, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        block = self.from_spec(spec, rngs=nnx.Rngs(0), axis_name=self.axis_name, **own)
         block.use_running_average = self.use_running_average
         if hasattr(self, "pairwise"):
             block.pairwise = nnx.clone(self.pairwise)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from nonlocal_core.geometry import Sets, cut, set_numbers, uncut, windows_of
 from nonlocal_core.spec import NonLocalSpec
-from nonlocal_jax.arrays import wide_dtype
 from nonlocal_jax.layers import Layers, project
+from nonlocal_jax.norm import AxisName, Params, normalized
 
-__all__ = ["Params", "among_all_keys", "embed", "embed_rows", "result"]
-
-Params = Mapping[str, Any]
+__all__ = ["among_all_keys", "embed", "embed_rows", "result"]
 
 
 def embed(
@@ -67,7 +63,15 @@ def among_all_keys(weights: Array, sets: Sets) -> Array:
 
 
 def result(
-    y: Array, x: Array, layers: Layers, params: Params, spec: NonLocalSpec, sets: Sets, training: bool
+    y: Array,
+    x: Array,
+    layers: Layers,
+    params: Params,
+    spec: NonLocalSpec,
+    sets: Sets,
+    key_mask: Array | None,
+    training: bool,
+    axis_name: AxisName,
 ) -> tuple[Array, dict[str, Array]]:
     """Return z, with the shape and the dtype of `x`, from y (B', N', C'), and the statistics found in training."""
     found: dict[str, Array] = {}
@@ -75,38 +79,9 @@ def result(
     if "norm" in layers:
         (r,) = project(r, layers, "norm")
     elif spec.norm is not None:
-        r, found = _normalized(r, params, spec, training)
+        r, found = normalized(r, params, spec, key_mask, training, axis_name)
     z = r.reshape(x.shape).astype(x.dtype)
     return x + z if spec.residual else z, found
-
-
-def _normalized(a: Array, params: Params, spec: NonLocalSpec, training: bool) -> tuple[Array, dict[str, Array]]:
-    """Return norm(a) of `(B, N, C)`, and the mean and the biased variance of each channel where they were taken."""
-    a = a.astype(wide_dtype(a))
-    norm = {name: jnp.asarray(value, a.dtype) for name, value in params.items() if name.startswith("norm.")}
-    found: dict[str, Array] = {}
-    if spec.norm == "batch":
-        mean, variance = (lax.stop_gradient(norm[f"norm.{name}"]) for name in ("mean", "variance"))
-        if training:
-            mean, variance = _moments(a)
-            found = {"norm.mean": mean, "norm.variance": variance}
-        a = (a - _row(mean)) * _row(lax.rsqrt(variance + spec.norm_epsilon))
-    return a * _row(norm["norm.weight"]) + _row(norm["norm.bias"]), found
-
-
-def _moments(a: Array) -> tuple[Array, Array]:
-    """Return the mean and the biased variance of each channel of `(B, N, C)`."""
-    # The rounding errors of one long sum are felt after some steps of training; what it leaves over is small,
-    # and its sum exact enough. Any shift gives the same moments, so the shift needs no gradient.
-    shift = lax.stop_gradient(jnp.mean(a, axis=(0, 1)))
-    a -= _row(shift)
-    rest = jnp.mean(a, axis=(0, 1))
-    return shift + rest, jnp.mean(jnp.square(a), axis=(0, 1)) - jnp.square(rest)
-
-
-def _row(channels: Array) -> Array:
-    """Return a number per channel as `(1, 1, C)`: its user may have forbidden JAX to add axes by itself."""
-    return channels[None, None]
 
 
 def _mask_windows(key_mask: Array, sets: Sets) -> Array:

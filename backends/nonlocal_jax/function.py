@@ -6,30 +6,18 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array, lax
 
-from nonlocal_core.arguments import check_positions, known_sizes
-from nonlocal_core.errors import fail_value
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.calls import check_block, check_statistics
-from nonlocal_core.spec.form import Form, form_of
+from nonlocal_core.spec.form import form_of
 from nonlocal_core.spec.parameters import STATISTICS
 from nonlocal_jax.arrays import Spread
-from nonlocal_jax.embed import Params, among_all_keys, embed, embed_rows, result
-from nonlocal_jax.layers import Layers, affines_of
-from nonlocal_jax.methods.pairwise import pairwise_weights
-from nonlocal_jax.op import aggregate
+from nonlocal_jax.forward import arrays_of, block_and_statistics, rows_of_weights
+from nonlocal_jax.layers import affines_of
+from nonlocal_jax.norm import AxisName, Params, running_statistics
 
-__all__ = [
-    "arrays_of",
-    "attention",
-    "block_and_statistics",
-    "nonlocal_block",
-    "rows_of_weights",
-    "running_statistics",
-    "updated_statistics",
-]
+__all__ = ["attention", "nonlocal_block", "updated_statistics"]
 
 
 def nonlocal_block(
@@ -41,10 +29,11 @@ def nonlocal_block(
     *,
     method: str = "auto",
     dtype: Any = None,
+    axis_name: AxisName = None,
 ) -> Array:
     """Compute the non-local block, z_i = x_i + norm(W_z y_i + b_z) (equation 6 of the paper).
 
-    `spec`, `training`, `method` and `dtype` are static under `jax.jit`. The gradient of the parameters is that
+    `spec`, `training`, `method`, `dtype` and `axis_name` are static under `jax.jit`. The gradient of the parameters is that
     of `argnums=1`; the running statistics among them get none.
 
     Args:
@@ -57,6 +46,7 @@ def nonlocal_block(
         method: how the operation is computed: "auto", "pairwise" (the N x M matrix), or the method without it that
             serves the form: "streamed", "reassociated" or "sorted".
         dtype: the dtype to which the input and the parameters are cast for the computation. None: that of `x`.
+        axis_name: the mapped axes, as of `jax.shard_map`, whose batches batch normalisation takes for one.
 
     Returns:
         z, with the shape and the dtype of `x`.
@@ -72,7 +62,7 @@ def nonlocal_block(
         >>> bool((jax.jit(nonlocal_block, static_argnums=2)(x, params, spec) == x).all())
         True
     """
-    return _compute(x, params, spec, key_mask, training=training, method=method, dtype=dtype)[0]
+    return _compute(x, params, spec, key_mask, training=training, method=method, dtype=dtype, axis_name=axis_name)[0]
 
 
 def updated_statistics(
@@ -84,6 +74,7 @@ def updated_statistics(
     *,
     method: str = "auto",
     dtype: Any = None,
+    axis_name: AxisName = None,
 ) -> dict[str, Array]:
     """Return the running statistics after one training step on `x`.
 
@@ -95,6 +86,7 @@ def updated_statistics(
         unbiased: whether the variance is divided by B N - 1 (as PyTorch does) instead of B N (Keras, Flax).
         method: how the operation is computed, see `nonlocal_block`.
         dtype: the compute dtype. None: that of `x`.
+        axis_name: the mapped axes whose batches are taken for one.
 
     Returns:
         "norm.mean" and "norm.variance", each `(C,)`, in their dtypes.
@@ -110,11 +102,12 @@ def updated_statistics(
         >>> updated_statistics(jax.numpy.ones((1, 9, 2)), params, spec)["norm.variance"]
         Array([0.5, 0.5], dtype=float32)
     """
-    check_statistics(spec)
-    _, found = _compute(x, params, spec, key_mask, method=method, dtype=dtype, training=True)
+    check_statistics(spec, unbiased)
+    _, found = _compute(x, params, spec, key_mask, training=True, method=method, dtype=dtype, axis_name=axis_name)
     if unbiased:
-        count = jnp.asarray(math.prod(x.shape[:-1]), found["norm.variance"].dtype)
-        found["norm.variance"] = found["norm.variance"] * (count / (count - 1))
+        whole = math.prod(x.shape[:-1]) * (1 if axis_name is None else lax.psum(1, axis_name))  # type: ignore[no-untyped-call]
+        count = found.get("count", jnp.asarray(whole, found["norm.variance"].dtype))
+        found["norm.variance"] = found["norm.variance"] * (count / jnp.maximum(count - 1, 1))
     return running_statistics(params, spec, found)
 
 
@@ -163,7 +156,15 @@ def attention(
 
 
 def _compute(
-    x: Array, params: Params, spec: NonLocalSpec, key_mask: Array | None, *, training: bool, method: str, dtype: Any
+    x: Array,
+    params: Params,
+    spec: NonLocalSpec,
+    key_mask: Array | None,
+    *,
+    training: bool,
+    method: str,
+    dtype: Any,
+    axis_name: AxisName,
 ) -> tuple[Array, dict[str, Array]]:
     """Return what `block_and_statistics` does, from canonical parameters."""
     check_block(x, params, spec, key_mask, training, method)
@@ -172,66 +173,11 @@ def _compute(
 
     def run(x: Array, params: Params, key_mask: Array | None) -> tuple[Array, dict[str, Array]]:
         layers, form = affines_of(params), form_of(spec, params)
-        return block_and_statistics(x, layers, params, form, spec, key_mask, training, method=method, dtype=dtype)
+        options: dict[str, Any] = {"method": method, "dtype": dtype, "axis_name": axis_name}
+        return block_and_statistics(x, layers, params, form, spec, key_mask, training, **options)
 
-    found = STATISTICS if training and spec.norm == "batch" else ()
+    found: tuple[str, ...] = STATISTICS if training and spec.norm == "batch" else ()
+    if found and key_mask is not None:
+        found = (*found, "count")
     results = spread.like(*range(x.ndim)), dict.fromkeys(found, spread.like())
     return spread.call(run, results, x, dict(params), key_mask)
-
-
-def arrays_of(spec: NonLocalSpec, x: Array, key_mask: Array | None) -> tuple[Array, Array | None]:
-    """Return the arrays that enter as those of JAX; a spec that is static cannot have parameters in it."""
-    if isinstance(spec.pairwise, nnx.Module):
-        rule = "have a name or a function for `pairwise`; NonLocalBlock takes a module"
-        raise fail_value("spec", rule, type(spec.pairwise).__name__)
-    return jnp.asarray(x), None if key_mask is None else jnp.asarray(key_mask)
-
-
-def block_and_statistics(
-    x: Array,
-    layers: Layers,
-    params: Params,
-    form: Form,
-    spec: NonLocalSpec,
-    key_mask: Array | None,
-    training: bool,
-    *,
-    method: str,
-    dtype: Any,
-) -> tuple[Array, dict[str, Array]]:
-    """Return z and, from batch normalisation in training, the mean and the biased variance of each channel.
-
-    The arguments are checked; `params` holds the parameters of the norm, unless it is among the layers.
-    """
-    wide, sets = x.astype(x.dtype if dtype is None else dtype), spec.sets(x.shape[1:-1])
-    theta, phi, g, valid = embed(wide, layers, spec, sets, key_mask)
-    y = aggregate(theta, phi, g, form, valid, method)
-    return result(y, x, layers, params, spec, sets, training)
-
-
-def rows_of_weights(
-    x: Array, layers: Layers, form: Form, spec: NonLocalSpec, positions: Any, key_mask: Array | None, dtype: Any
-) -> Array:
-    """Return rows of the weights; all arguments but the positions are checked."""
-    sets, chosen = spec.sets(x.shape[1:-1]), None
-    if positions is not None:
-        chosen = jnp.asarray(check_positions(positions, *known_sizes((math.prod(sets.grid),))))
-    wide = x.astype(x.dtype if dtype is None else dtype)
-    if form.is_named:
-        theta, phi, valid = embed_rows(wide, layers, spec, sets, key_mask, chosen)
-        return pairwise_weights(theta, phi, form, valid).astype(x.dtype)
-    # A function may know where its arguments stand: it gets what it gets when the block is computed.
-    theta, phi, _, serves = embed(wide, layers, spec, sets, key_mask)
-    valid = jnp.ones((1, 1, sets.keys), bool) if serves is None else serves[:, None]
-    weights = pairwise_weights(theta, jnp.where(valid.mT, phi, 0), form, valid)
-    weights = among_all_keys(weights, sets) if sets.count != 1 else weights
-    return (weights if chosen is None else weights[:, chosen]).astype(x.dtype)
-
-
-def running_statistics(params: Params, spec: NonLocalSpec, found: dict[str, Array]) -> dict[str, Array]:
-    """Return the running statistics moved towards the ones just found."""
-    share, moved = spec.norm_momentum, {}
-    for name, new in lax.stop_gradient(found).items():
-        old = jnp.asarray(params[name])
-        moved[name] = ((1 - share) * old.astype(new.dtype) + share * new).astype(old.dtype)
-    return moved

@@ -13,7 +13,7 @@ from nonlocal_core.arguments import check_choice, check_positions
 from nonlocal_core.planning import check_method
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.form import form_of
-from nonlocal_core.spec.options import SpecOptions
+from nonlocal_core.spec.options import SpecOptions, check_options
 from nonlocal_tensorflow.arrays import flat, masked, sizes
 from nonlocal_tensorflow.embed import embed, linear, result, set_numbers, uncut
 from nonlocal_tensorflow.layers import KerasBlock
@@ -71,6 +71,7 @@ class NonLocalBlock(KerasBlock):
         **options: Unpack[SpecOptions],
     ) -> None:
         """Create the parameters if `channels` is known; see the class for the arguments."""
+        check_options(type(self), options)
         super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=autocast)
         data_format = keras.config.image_data_format() if data_format is None else data_format
         self.data_format = check_choice("data_format", data_format, ("channels_last", "channels_first"))

@@ -15,6 +15,7 @@ from nonlocal_core.arguments import Size
 from nonlocal_core.errors import fail_value
 from nonlocal_core.networks.block import CanonicalBlock
 from nonlocal_core.spec import NonLocalSpec
+from nonlocal_core.spec.block import options_of
 from nonlocal_core.spec.calls import check_arrays
 from nonlocal_core.spec.parameters import initial_moments, param_shapes
 from nonlocal_tensorflow.arrays import channels_last, wide
@@ -83,7 +84,7 @@ class KerasBlock(CanonicalBlock, keras.layers.Layer):
     ) -> Self:
         """Return a new block that computes `spec`."""
         own = {"method": method, "data_format": data_format, "name": name, "dtype": dtype}
-        return cls(**vars(spec), **own, trainable=trainable, autocast=autocast)
+        return cls(**options_of(spec), **own, trainable=trainable, autocast=autocast)
 
     def build(self, x_shape: Sequence[Size], key_mask_shape: Sequence[Size] | None = None) -> None:
         """Create the parameters for an input of this shape, if they do not exist yet.

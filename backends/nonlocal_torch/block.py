@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nonlocal_core.errors import fail_type, fail_value
+from nonlocal_core.errors import fail_value
 from nonlocal_core.geometry import Sets
 from nonlocal_core.networks.block import CanonicalBlock
 from nonlocal_core.planning import check_method
 from nonlocal_core.spec import NonLocalSpec
-from nonlocal_core.spec.calls import check_arrays
+from nonlocal_core.spec.block import options_of
+from nonlocal_core.spec.calls import check_arrays, check_kind
 from nonlocal_core.spec.form import Form, form_of
-from nonlocal_core.spec.options import SpecOptions
+from nonlocal_core.spec.options import SpecOptions, check_options
 from nonlocal_core.spec.parameters import initial_moments, param_shapes
 from nonlocal_torch.context import full_precision, widened
 from nonlocal_torch.embed import embed, embed_rows, result
@@ -78,6 +79,7 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
     ) -> None:
         """Create the parameters; see the class for the arguments."""
         super().__init__()
+        check_options(type(self), options)
         self.spec, self.method = NonLocalSpec(channels=channels, **options), method
         check_method(method, self.spec.pairwise)
         shapes = param_shapes(self.spec)
@@ -107,7 +109,7 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
         dtype: torch.dtype | None = None,
     ) -> Self:
         """Return a new block that computes `spec`."""
-        return cls(**vars(spec), method=method, device=device, dtype=dtype)
+        return cls(**options_of(spec), method=method, device=device, dtype=dtype)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -197,10 +199,7 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
 
     def _prepare(self, x: Tensor, key_mask: Tensor | None, training: bool) -> tuple[Sets, Layers, Form]:
         """Check the arguments of a call; return the sets of its grid, the layers that it needs, and the form."""
-        if not isinstance(x, Tensor):
-            raise fail_type("x", "be a torch.Tensor", x)
-        if key_mask is not None and not isinstance(key_mask, Tensor):
-            raise fail_type("key_mask", "be a torch.Tensor or None", key_mask)
+        check_kind(Tensor, x=x, key_mask=key_mask)
         spec, shape = self.spec, (*x.shape[:1], *x.shape[2:], *x.shape[1:2])
         check_arrays(spec, shape, x, key_mask, training=training)
         sets = spec.sets(x.shape[2:])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nonlocal_core.planning import plan_call
-from nonlocal_core.spec.calls import check_op
+from nonlocal_core.spec.calls import check_kind, check_op
 from nonlocal_core.spec.form import Form
 from nonlocal_torch.context import full_precision, is_recorded
 from nonlocal_torch.methods.pairwise import pairwise as by_matrix
@@ -68,6 +68,8 @@ def nonlocal_op(
         tensor([1., 1.])
     """
     form = check_op(theta, phi, g, pairwise, scale, concat_weight, concat_bias, normalize, key_mask, method)
+    operands = {"theta": theta, "phi": phi, "g": g, "key_mask": key_mask}
+    check_kind(Tensor, **operands, concat_weight=concat_weight, concat_bias=concat_bias)
     return aggregate(theta, phi, g, form, key_mask, method)
 
 

@@ -11,6 +11,7 @@ CAPABILITIES = {
     "op_vjp": "gradients of the operation alone",
     "attention": "rows of the weights",
     "export": "parameters out and in under their canonical names",
+    "create": "a block made by the constructor that users call, with options",
     "rebuilt": "a block made anew from its own description",
     "initial": "the parameters of a new block",
     "train": "plain SGD in the framework's own way",
@@ -18,6 +19,7 @@ CAPABILITIES = {
     "compiled": "compilation by the framework",
     "mixed": "mixed precision: bfloat16 and float16 operands, float32 parameters",
     "layouts": "memory layouts of the input",
+    "network": "blocks put into a network, looked at there, and taken out",
     "peak_memory": "measured peak memory, and the named forms without that of the matrix of weights",
     "large": "methods without the matrix of weights that take 65,536 queries and keys within a minute",
     "functions": "a pairwise function of the user's own",
@@ -26,7 +28,7 @@ CAPABILITIES = {
 """Every capability and what it means; those named like a method of the driver need that method."""
 
 BACKENDS = {
-    "numpy": frozenset(CAPABILITIES) - {"hvp", "compiled", "mixed", "layouts", "large"},
+    "numpy": frozenset(CAPABILITIES) - {"hvp", "compiled", "mixed", "layouts", "network", "large"},
     "tensorflow": frozenset(CAPABILITIES) - {"layouts"},
     "torch": frozenset(CAPABILITIES),
     "jax": frozenset(CAPABILITIES) - {"layouts"},

@@ -45,7 +45,7 @@ class Case:
         options: the options of the spec.
         spatial: the sizes S1..Sk.
         batch: B.
-        mask: None, or "some" for a random mask whose last sample has no key at all.
+        mask: None, "some" for a random mask whose last sample has no key at all, or "all" where no sample has one.
         training: whether batch normalisation uses the statistics of the input.
         ties: whether values repeat, so that windows of the pooling hold ties.
     """
@@ -85,7 +85,7 @@ class Case:
         mask = None
         if self.mask is not None:
             mask = rng.random(shape[:-1]) < 0.6  # noqa: PLR2004 - some, not most
-            mask[-1] = False
+            mask[-1 if self.mask == "some" else slice(None)] = False
         kind = _dtype(dtype)
         return Data(x.astype(kind), {name: a.astype(kind) for name, a in params.items()}, dz.astype(kind), mask)
 
@@ -140,22 +140,23 @@ def _cases() -> list[Case]:
             Case(f"{form}_ties", {**base, "subsample": 2, "subsample_at": "input"}, SPATIAL[2], ties=True),
         ]
     concat = {"pairwise": "concatenation"}
-    embedded = {"pairwise": "embedded_gaussian"}
+    embedded, dot = {"pairwise": "embedded_gaussian"}, {"pairwise": "dot_product"}
     return [
         *cases,
         Case("scale_input", {**embedded, "scale": "input"}, SPATIAL[2]),
-        Case("scale_inner", {"pairwise": "dot_product", "scale": "inner"}, SPATIAL[2]),
+        Case("scale_inner", {**dot, "scale": "inner"}, SPATIAL[2]),
         Case("no_bias", {**embedded, "bias": False}, SPATIAL[2]),
         Case("some_bias", {**embedded, "bias": {"theta": False, "out": False}}, SPATIAL[2]),
         Case("concat_bias", {**concat, "bias": {"concat": True}, "scale": -1.5}, SPATIAL[2]),
         Case("affine", {**embedded, "norm": "affine"}, SPATIAL[2]),
         Case("epsilon", {**embedded, "norm": "batch", "norm_epsilon": 0.5}, SPATIAL[2]),
-        Case("training_masked", {**embedded, "norm": "batch"}, SPATIAL[2], batch=3, mask="some", training=True),
+        Case("training_masked", {**dot, "norm": "batch"}, SPATIAL[2], batch=3, mask="some", training=True),
+        Case("training_all_masked", {**embedded, "norm": "batch"}, SPATIAL[1], mask="all", training=True),
         Case("time", {**embedded, "axes": "time"}, SPATIAL[3]),
-        Case("time_masked", {"pairwise": "dot_product", "axes": "time", "subsample": 2}, SPATIAL[3], mask="some"),
+        Case("time_masked", {**dot, "axes": "time", "subsample": 2}, SPATIAL[3], mask="some"),
         Case("height", {**embedded, "axes": (0,)}, SPATIAL[2]),
         Case("frames_and_width", {**concat, "axes": (0, 2), "subsample": 2}, (4, 5, 3), mask="some"),
-        Case("groups_masked", {"pairwise": "dot_product", "group_size": 2}, SPATIAL[3], mask="some"),
+        Case("groups_masked", {**dot, "group_size": 2}, SPATIAL[3], mask="some"),
         Case("groups_pooled_frames", {**embedded, "group_size": 2, "subsample": 2}, SPATIAL[3]),
         Case("groups_with_remainder", {**embedded, "group_size": 3, "subsample": 2}, (6, 5, 3)),
         Case("window_of_one", {**embedded, "subsample": (1, 1)}, SPATIAL[2]),

@@ -13,12 +13,14 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from nonlocal_core import NonLocalSpec
+from nonlocal_core import AttentionMap, NonLocalSpec
+from nonlocal_core.networks.insertion import Insertion
 
 __all__ = [
     "Array",
     "Attention",
     "Compiled",
+    "Create",
     "Driver",
     "Export",
     "Gradients",
@@ -27,6 +29,8 @@ __all__ = [
     "Mask",
     "Memory",
     "Mixed",
+    "Network",
+    "Networks",
     "Operation",
     "OperationGradients",
     "Params",
@@ -143,6 +147,13 @@ class Export(Protocol):
         """Return parameters after a block has taken them in and given them out."""
 
 
+class Create(Protocol):
+    """The capability "create"."""
+
+    def create(self, **options: Any) -> Spec:
+        """Return the spec of a block that users make with these options."""
+
+
 class Rebuilt(Protocol):
     """The capability "rebuilt"."""
 
@@ -208,6 +219,41 @@ class Layouts(Protocol):
 
     def layouts(self, spec: Spec, params: Params, x: Array, key_mask: Mask = None) -> dict[str, tuple[Array, bool]]:
         """Return z for each memory layout of the input, by its name, and whether it has the same layout."""
+
+
+class Network(Protocol):
+    """A network of the driver's framework, into which it puts blocks; what it calls places and blocks is its own."""
+
+    def run(self, x: Array, *, training: bool = False) -> Array:
+        """Return its output."""
+
+    def state(self) -> Params:
+        """Return copies of all its parameters and statistics, each under a name that it keeps."""
+
+    def insert(self, after: Any, x: Array, **options: Any) -> list[Insertion]:
+        """Put blocks after the layers of these names; `x` is an input, options are those of the spec and `method`."""
+
+    def remove(self) -> None:
+        """Take all blocks out."""
+
+    def load(self, block: str, params: Params) -> None:
+        """Let a block take parameters in."""
+
+    def check_identity(self) -> None:
+        """Check that every block is the identity."""
+
+    def attention_of(self, x: Array, block: str | None = None, positions: Any = None) -> AttentionMap:
+        """Return rows of the weights of a block, named by itself or by its place, in a run on `x`."""
+
+
+class Networks(Protocol):
+    """The capability "network"."""
+
+    def network(self, layers: Params, shape: tuple[int, ...]) -> Network:
+        """Return a network of linear layers without bias under these names, one after the other, for an input shape.
+
+        A layer multiplies each position by its matrix `(out, in)`, whose dtype is that of the network.
+        """
 
 
 class Memory(Protocol):

@@ -64,7 +64,7 @@ def positions(depth: int = 50, blocks: int = 5, recipe: str = "paper") -> dict[s
     known = _RECIPES[check_choice("recipe", recipe, _RECIPES)]
     for argument, index, value in (("depth", 0, depth), ("blocks", 1, blocks)):
         offered = list(dict.fromkeys(key[index] for key in known))
-        if value not in offered:
+        if check_int(argument, value, f"be one of {offered}") not in offered:
             raise fail_value(argument, f"be one of {offered} for the recipe {recipe!r}", repr(value))
     return {stage: list(indices) for stage, indices in known[depth, blocks].items()}
 

@@ -10,7 +10,7 @@ from array_api_compat import array_namespace, device
 
 from nonlocal_core.arguments import check_positions
 from nonlocal_core.geometry import Sets, cut, set_numbers, uncut, windows_of
-from nonlocal_core.reference.operation import aggregate, check_numpy, narrowed, weights_of, widened
+from nonlocal_core.reference.operation import aggregate, check_library, check_numpy, narrowed, weights_of, widened
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.calls import check_block, check_statistics
 from nonlocal_core.spec.form import form_of
@@ -42,7 +42,8 @@ def nonlocal_block(
         method: how the operation is computed, see `nonlocal_op`.
 
     Returns:
-        z, with the shape and the dtype of `x`.
+        z, with the shape and the dtype of `x`. A masked position whose input is not finite counts as 0 in
+        everything, and its z is NaN.
 
     Raises:
         TypeError: if an argument has a wrong type.
@@ -55,12 +56,13 @@ def nonlocal_block(
         >>> bool((nonlocal_block(x, init_params(spec, np.random.default_rng(0)), spec) == x).all())
         True
     """
-    check_block(x, params, spec, key_mask, training, method)
-    check_numpy(method, x=x)
-    wide, weights = widened(x=x)["x"], widened(**params)
-    result = normalized(branch(wide, weights, spec, key_mask, method), weights, spec, training)
-    result = array_namespace(x).reshape(result, x.shape)
-    return narrowed(wide + result if spec.residual else result, x)  # (6)
+    check_arguments(x, params, spec, key_mask, training, method)
+    xp, weights = array_namespace(x), widened(**params)
+    source, lost = finite_source(widened(x=x)["x"], key_mask)
+    result = normalized(branch(source, weights, spec, key_mask, method), weights, spec, training, key_mask)
+    result = xp.reshape(result, x.shape)
+    z = source + result if spec.residual else result  # (6)
+    return narrowed(xp.where(lost, xp.full_like(z, math.nan), z), x)
 
 
 def attention(x: Array, params: Params, spec: NonLocalSpec, positions: Any = None, key_mask: Array = None) -> Array:
@@ -75,7 +77,8 @@ def attention(x: Array, params: Params, spec: NonLocalSpec, positions: Any = Non
 
     Returns:
         `(B, Q, M)` in the dtype of `x`: M counts every key of the pooled grid in row-major order, and the
-        weight is 0 where a key is masked or lies outside the set of the query.
+        weight is 0 where a key is masked or lies outside the set of the query. The row of a masked position
+        whose input is not finite is NaN.
 
     Raises:
         TypeError: if an argument has a wrong type.
@@ -88,9 +91,9 @@ def attention(x: Array, params: Params, spec: NonLocalSpec, positions: Any = Non
         >>> attention(np.ones((1, 6, 8, 4)), init_params(spec, np.random.default_rng(0)), spec, [0, 7]).shape
         (1, 2, 12)
     """
-    check_block(x, params, spec, key_mask, training=False)
-    xp = array_namespace(x)
-    wide, weights = widened(x=x)["x"], widened(**params)
+    check_arguments(x, params, spec, key_mask, training=False)
+    xp, weights = array_namespace(x), widened(**params)
+    source, lost = finite_source(widened(x=x)["x"], key_mask)
     sets = spec.sets(x.shape[1:-1])
     queries = math.prod(sets.grid)
     chosen = xp.asarray(
@@ -98,25 +101,30 @@ def attention(x: Array, params: Params, spec: NonLocalSpec, positions: Any = Non
         dtype=xp.__array_namespace_info__().default_dtypes()["integral"],
         device=device(x),
     )
-    theta = xp.take(queries_of(xp.reshape(wide, (x.shape[0], queries, x.shape[-1])), weights, spec), chosen, axis=1)
-    phi, _, valid = keys_of(wide, weights, spec, sets, key_mask)
+    flat, lost = (xp.reshape(a, (x.shape[0], queries, a.shape[-1])) for a in (source, lost))
+    theta = xp.take(queries_of(flat, weights, spec), chosen, axis=1)
+    phi, _, valid = keys_of(source, weights, spec, sets, key_mask)
     phi, valid = (uncut(xp, a, sets) for a in (phi, valid[..., None]))
     query_set, key_set = set_numbers(xp, sets, device(x))
     same = xp.take(query_set, chosen)[:, None] == key_set[None, :]
-    return narrowed(weights_of(theta, phi, form_of(spec, weights), same[None, :, :] & valid.mT), x)
+    rows = weights_of(theta, phi, form_of(spec, weights), same[None, :, :] & valid.mT)
+    return narrowed(xp.where(xp.take(lost, chosen, axis=1), xp.full_like(rows, math.nan), rows), x)
 
 
 def updated_statistics(
     x: Array, params: Params, spec: NonLocalSpec, key_mask: Array = None, unbiased: bool = False
 ) -> dict[str, Array]:
-    """Return the running statistics after one training step on `x`.
+    """Return the running statistics after one training step on `x`, from the positions that are not masked.
+
+    Without any such position they stay.
 
     Args:
         x: `(B, S1..Sk, C)`.
         params: the canonical parameters, with the running statistics before the step.
         spec: the block; its norm must be "batch".
         key_mask: `(B, S1..Sk)`, True where a position serves as a key.
-        unbiased: whether the variance is divided by B N - 1 (as PyTorch does) instead of B N (Keras, Flax).
+        unbiased: whether the variance is divided by the number of positions less 1, at least 1 (as PyTorch does),
+            instead of their number (Keras, Flax).
 
     Returns:
         "norm.mean" and "norm.variance", each `(C,)`.
@@ -133,17 +141,25 @@ def updated_statistics(
         >>> updated_statistics(np.ones((1, 9, 2)), params, spec)["norm.variance"]
         array([0.5, 0.5])
     """
-    check_statistics(spec)
-    check_block(x, params, spec, key_mask, training=True)
+    check_statistics(spec, unbiased)
+    check_arguments(x, params, spec, key_mask, training=True)
     weights = widened(**params)
-    result = branch(widened(x=x)["x"], weights, spec, key_mask)
-    mean, variance = moments(result)
-    count = math.prod(x.shape[:-1])
+    source, _ = finite_source(widened(x=x)["x"], key_mask)
+    mean, variance, count = moments(branch(source, weights, spec, key_mask), key_mask)
     if unbiased:
-        variance = variance * (count / (count - 1))
-    share = spec.norm_momentum
+        variance = variance * (count / at_least_one(count - 1))
+    share = spec.norm_momentum * array_namespace(x).astype(count > 0, count.dtype)
     new = {"norm.mean": mean, "norm.variance": variance}
     return {name: narrowed((1 - share) * weights[name] + share * new[name], params[name]) for name in new}
+
+
+def check_arguments(
+    x: Array, params: Params, spec: NonLocalSpec, key_mask: Array, training: bool, method: str = "auto"
+) -> None:
+    """Check the arguments of a block, and that its arrays are of one library."""
+    check_block(x, params, spec, key_mask, training, method)
+    check_numpy(method, x=x)
+    check_library(x=x, key_mask=key_mask, **{f"params[{name!r}]": array for name, array in params.items()})
 
 
 # The parts, in the order of the formulas; `gradients` is built on them
@@ -178,12 +194,22 @@ def keys_of(x: Array, params: Params, spec: NonLocalSpec, sets: Sets, key_mask: 
     return phi, pool(cut(xp, project(source, params, "g"), sets), sets, mask)[0], valid
 
 
+def mask_of(x: Array, key_mask: Array) -> Array:
+    """Return which positions are not masked (B, S1..Sk, 1)."""
+    xp = array_namespace(x)
+    return xp.ones((*x.shape[:-1], 1), dtype=xp.bool, device=device(x)) if key_mask is None else key_mask[..., None]
+
+
+def finite_source(x: Array, key_mask: Array) -> tuple[Array, Array]:
+    """Return the input with 0 in each masked row that is not finite, and which rows these are (B, S1..Sk, 1)."""
+    xp = array_namespace(x)
+    lost = ~(mask_of(x, key_mask) | xp.all(xp.isfinite(x), axis=-1, keepdims=True))
+    return xp.where(lost, xp.zeros_like(x), x), lost
+
+
 def masked_source(x: Array, key_mask: Array) -> tuple[Array, Array]:
     """Return the input with masked positions set to 0, and the mask (B, S1..Sk, 1)."""
-    xp = array_namespace(x)
-    if key_mask is None:
-        return x, xp.ones((*x.shape[:-1], 1), dtype=xp.bool, device=device(x))
-    mask = key_mask[..., None]
+    xp, mask = array_namespace(x), mask_of(x, key_mask)
     return xp.where(mask, x, xp.zeros_like(x)), mask
 
 
@@ -203,18 +229,45 @@ def project(a: Array, params: Params, layer: str) -> Array:
     return product if bias is None else product + bias
 
 
-def moments(a: Array) -> tuple[Array, Array]:
-    """Return the mean and the biased variance of each channel."""
+def moments(a: Array, key_mask: Array) -> tuple[Array, Array, Array]:
+    """Return mean and biased variance (C,) of the positions of `(B, N, C)` that count, and their number (1,)."""
     xp = array_namespace(a)
-    mean = xp.mean(a, axis=(0, 1))
-    return mean, xp.mean((a - mean) ** 2, axis=(0, 1))
+    mask = counted(a, key_mask)
+    count = xp.sum(xp.astype(mask, a.dtype), axis=(0, 1))
+
+    def mean_of(values: Array) -> Array:
+        return xp.sum(xp.where(mask, values, xp.zeros_like(values)), axis=(0, 1)) / at_least_one(count)
+
+    mean = mean_of(a)
+    return mean, mean_of((a - mean) ** 2), count
 
 
-def normalized(a: Array, params: Params, spec: NonLocalSpec, training: bool) -> Array:
+def counted(a: Array, key_mask: Array) -> Array:
+    """Return which positions of `(B, N, C)` count in the statistics (B, N, 1): those that are not masked."""
+    return mask_of(a, None if key_mask is None else array_namespace(a).reshape(key_mask, a.shape[:-1]))
+
+
+def at_least_one(count: Array) -> Array:
+    """Return a count as a divisor."""
+    xp = array_namespace(count)
+    return xp.where(count > 0, count, xp.ones_like(count))
+
+
+def statistics_of(a: Array, params: Params, training: bool, key_mask: Array) -> tuple[Array, Array]:
+    """Return the mean and the variance that normalise: in training those of `a`, unless every position is masked."""
+    running = params["norm.mean"], params["norm.variance"]
+    if not training:
+        return running
+    *own, count = moments(a, key_mask)
+    mean, variance = (array_namespace(a).where(count > 0, *pair) for pair in zip(own, running, strict=True))
+    return mean, variance
+
+
+def normalized(a: Array, params: Params, spec: NonLocalSpec, training: bool, key_mask: Array) -> Array:
     """Return norm(a) for `(B, N, C)`."""
     if spec.norm is None:
         return a
     if spec.norm == "batch":
-        mean, variance = moments(a) if training else (params["norm.mean"], params["norm.variance"])
+        mean, variance = statistics_of(a, params, training, key_mask)
         a = (a - mean) / (variance + spec.norm_epsilon) ** 0.5
     return a * params["norm.weight"] + params["norm.bias"]

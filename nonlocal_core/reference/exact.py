@@ -97,8 +97,10 @@ def active_sums(a: Array, b: Array, values: Array) -> Array:
     falling = np.take_along_axis(b, order, axis=1)
     prefix = np.cumsum(np.take_along_axis(values, order[..., None], axis=1), axis=1)
     prefix = np.pad(prefix, ((0, 0), (1, 0), (0, 0)))  # that of no key comes first
-    counts = [np.searchsorted(-keys, queries) for queries, keys in zip(a, falling, strict=True)]
-    return np.take_along_axis(prefix, np.reshape(counts, a.shape)[..., None], axis=1)
+    counts = np.empty(a.shape, np.int64)
+    for count, queries, keys in zip(counts, a, falling, strict=True):
+        count[:] = np.searchsorted(-keys, queries)
+    return np.take_along_axis(prefix, counts[..., None], axis=1)
 
 
 def _chunks(a: Array) -> Iterator[slice]:
@@ -110,7 +112,7 @@ def _centred(theta: Array, phi: Array, form: Form, valid: Array) -> tuple[Array,
     """Return a (B, N) and b (B, M), moved by the median of the valid b: the scores stay, less is lost to rounding."""
     a, b = form.summands(theta, phi)
     rising = np.sort(np.where(valid, b, np.inf), axis=1)
-    middle = np.take_along_axis(rising, valid.sum(axis=1, keepdims=True) // 2, axis=1) if valid.size else rising
+    middle = np.take_along_axis(rising, valid.sum(axis=1, keepdims=True) // 2, axis=1)
     centre = np.where(valid.any(axis=1, keepdims=True), middle, 0.0)
     return a + centre, np.where(valid, b - centre, 0.0)
 

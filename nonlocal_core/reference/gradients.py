@@ -12,12 +12,16 @@ from nonlocal_core.errors import fail_type, fail_value
 from nonlocal_core.geometry import Sets, cut, uncut, windows_of
 from nonlocal_core.reference.block import (
     Params,
+    at_least_one,
+    check_arguments,
+    counted,
+    finite_source,
     keys_of,
     masked_source,
-    moments,
     pool,
     project,
     queries_of,
+    statistics_of,
 )
 from nonlocal_core.reference.exact import EXACT_VJP
 from nonlocal_core.reference.operation import (
@@ -31,7 +35,7 @@ from nonlocal_core.reference.operation import (
     widened_operands,
 )
 from nonlocal_core.spec import NonLocalSpec
-from nonlocal_core.spec.calls import check_block, check_op
+from nonlocal_core.spec.calls import check_op
 from nonlocal_core.spec.form import Form, form_of
 from nonlocal_core.spec.parameters import STATISTICS
 
@@ -102,7 +106,8 @@ def nonlocal_block_vjp(
     """Return the gradients of sum(z * dz), z = nonlocal_block(x, params, spec, key_mask, training).
 
     At a tie of the max pooling the gradient goes to the first position of the window in row-major order; the
-    ReLU of the concatenation form has gradient 0 at 0.
+    ReLU of the concatenation form has gradient 0 at 0. At a masked position whose input is not finite the
+    gradient is 0, whatever `dz` is there.
 
     Args:
         x: `(B, S1..Sk, C)`.
@@ -129,11 +134,13 @@ def nonlocal_block_vjp(
         array([30., 30., 30., 30.])
     """
     _check_numpy(x=x, dz=dz)
-    check_block(x, params, spec, key_mask, training, method)
+    check_arguments(x, params, spec, key_mask, training, method)
     _check_named(spec.pairwise)
     check_sizes("dz", dz.shape, x.shape)
     wide = widened(x=x, dz=dz)
-    dx, gradients = _block_vjp(wide["x"], wide["dz"], widened(**params), spec, key_mask, training, method)
+    source, lost = finite_source(wide["x"], key_mask)
+    arguments = (np.where(lost, 0.0, wide["dz"]), widened(**params), spec, key_mask, training, method)
+    dx, gradients = _block_vjp(source, *arguments)
     return narrowed(dx, x), {
         name: narrowed(gradients[name], array) for name, array in params.items() if name not in STATISTICS
     }
@@ -148,7 +155,7 @@ def _block_vjp(
     phi, g, valid = keys_of(x, params, spec, sets, key_mask)
     y = uncut(np, aggregate(theta, phi, g, form, valid, method), sets)
 
-    dbranch, gradients = _norm_vjp(project(y, params, "out"), dz.reshape(flat.shape), params, spec, training)
+    dbranch, gradients = _norm_vjp(project(y, params, "out"), dz.reshape(flat.shape), params, spec, training, key_mask)
     dy, new = _project_vjp(y, dbranch, params, "out")
     gradients |= new
     inner = _aggregate_vjp(theta, phi, g, _cut_queries(dy, sets), form, valid, method)
@@ -207,19 +214,23 @@ def _aggregate_vjp(
     return total
 
 
-def _norm_vjp(a: Array, d: Array, params: Params, spec: NonLocalSpec, training: bool) -> tuple[Array, dict[str, Array]]:
+def _norm_vjp(
+    a: Array, d: Array, params: Params, spec: NonLocalSpec, training: bool, key_mask: Array
+) -> tuple[Array, dict[str, Array]]:
     """Return the gradients through norm(a) for `(B, N, C)`."""
     if spec.norm is None:
         return d, {}
     gamma = params["norm.weight"]
     if spec.norm == "affine":
         return d * gamma, {"norm.weight": (d * a).sum(axis=(0, 1)), "norm.bias": d.sum(axis=(0, 1))}
-    mean, variance = moments(a) if training else (params["norm.mean"], params["norm.variance"])
+    mean, variance = statistics_of(a, params, training, key_mask)
     deviation = np.sqrt(variance + spec.norm_epsilon)
     normal = (a - mean) / deviation
     gradients = {"norm.weight": (d * normal).sum(axis=(0, 1)), "norm.bias": d.sum(axis=(0, 1))}
-    if training:
-        d = d - d.mean(axis=(0, 1)) - normal * (d * normal).mean(axis=(0, 1))
+    if training:  # what the statistics pass on, to the positions from which they come
+        mask = counted(a, key_mask)
+        through = d.sum(axis=(0, 1)) + normal * (d * normal).sum(axis=(0, 1))
+        d = d - np.where(mask, through / at_least_one(mask.sum(axis=(0, 1))), 0.0)
     return gamma / deviation * d, gradients
 
 

@@ -16,7 +16,7 @@ from array_api_compat import array_namespace, device, is_array_api_obj
 
 from nonlocal_core.errors import fail_type
 from nonlocal_core.reference.exact import EXACT
-from nonlocal_core.spec.calls import check_op
+from nonlocal_core.spec.calls import check_op, check_scores
 from nonlocal_core.spec.form import Form
 
 __all__ = ["nonlocal_op"]
@@ -82,7 +82,7 @@ def nonlocal_op(
 def scores_of(theta: Array, phi: Array, form: Form) -> Array:
     """Return the scores s_ij before the scale, (B, N, M); the forms of the paper are f_ij = e^s_ij or s_ij."""
     if not isinstance(form.pairwise, str):
-        return form.pairwise(theta, phi)
+        return check_scores(form.pairwise(theta, phi), theta, phi)
     if form.pairwise != "concatenation":
         return theta @ phi.mT  # (2) of x itself, (3) and (4) of its projections
     a, b = form.summands(theta, phi)
@@ -132,16 +132,26 @@ def widened_operands(
     theta: Array, phi: Array, g: Array, form: Form, key_mask: Array, method: str
 ) -> tuple[Array, Array, Array, Form, Array]:
     """Check the libraries of the arrays; return them and those of the form widened, and which keys are valid."""
-    for name, a in (("theta", theta), ("phi", phi), ("g", g)):
-        if not is_array_api_obj(a):
-            raise fail_type(name, "be an array of a library that follows the array API standard", a)
+    concat = {"concat_weight": form.concat_weight, "concat_bias": form.concat_bias}
+    check_library(theta=theta, phi=phi, g=g, key_mask=key_mask, **concat)
     check_numpy(method, theta=theta)
     xp = array_namespace(phi)
     valid = xp.ones(phi.shape[:2], dtype=xp.bool, device=device(phi)) if key_mask is None else key_mask
-    given = {"concat_weight": form.concat_weight, "concat_bias": form.concat_bias}
-    wide = widened(**{name: a for name, a in given.items() if a is not None})
+    wide = widened(**{name: a for name, a in concat.items() if a is not None})
     arrays = widened(theta=theta, phi=phi, g=g)
     return arrays["theta"], arrays["phi"], arrays["g"], dataclasses.replace(form, **wide), valid
+
+
+def check_library(**arrays: Array) -> None:
+    """Check that all arrays but None are of the library of the first, one that follows the array API standard."""
+    first = next(iter(arrays))
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        if not is_array_api_obj(array):
+            raise fail_type(name, "be an array of a library that follows the array API standard", array)
+        if array_namespace(array) is not array_namespace(arrays[first]):
+            raise fail_type(name, f"be an array of the same library as `{first}`", array)
 
 
 def check_numpy(method: str, **arrays: Array) -> None:

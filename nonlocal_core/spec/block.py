@@ -6,8 +6,8 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, Unpack
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from nonlocal_core.arguments import (
     Size,
@@ -18,11 +18,13 @@ from nonlocal_core.arguments import (
     check_floating,
     check_int,
     check_sizes,
+    read_json,
 )
-from nonlocal_core.errors import fail_value
+from nonlocal_core.errors import fail_type, fail_value
 from nonlocal_core.geometry import VIDEO, Sets, interacting_axes, window_of
 from nonlocal_core.spec.options import (
     SpecOptions,
+    check_options,
     check_pairwise,
     default_inner,
     is_softmax,
@@ -36,10 +38,27 @@ from nonlocal_core.spec.presets import preset_options
 
 __all__ = ["SPECIFICATION_VERSION", "NonLocalSpec"]
 
-SPECIFICATION_VERSION = "1.0"
+SPECIFICATION_VERSION = "2.0"
 """The version of the specification, `docs/specification.md`, that this package computes; it has one of its own."""
 
 
+T = TypeVar("T")
+
+
+def _refusing(cls: type[T]) -> type[T]:
+    """Let a class refuse unknown options by their names, in the words of the blocks."""
+    create = cls.__init__
+
+    @wraps(create)
+    def checked(self: T, *args: Any, **options: Any) -> None:
+        check_options(cls, options)
+        create(self, *args, **options)
+
+    cls.__init__ = checked  # type: ignore[assignment, method-assign]
+    return cls
+
+
+@_refusing
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NonLocalSpec:
     """Say what a non-local block computes (Wang et al., CVPR 2018, equations 1 to 6).
@@ -226,6 +245,7 @@ class NonLocalSpec:
             Traceback (most recent call last):
             ValueError: `subsample` must leave at least one window on spatial axis 0. Got size 1 and window 2.
         """
+        check_bool("training", training)
         check_floating("x", dtype)
         self._check_grid(shape)
         if mask_shape is not None:
@@ -240,7 +260,7 @@ class NonLocalSpec:
     def _check_grid(self, shape: Sequence[Size]) -> None:
         """Check the rank, the channels and what groups and windows need of the spatial sizes."""
         rank = len(shape) - 2
-        got = f"{rank} spatial axes"
+        got = f"{rank} spatial axes" if rank >= 0 else f"shape {tuple(shape)}"
         if not 1 <= rank <= VIDEO:
             raise fail_value("x", "have 1, 2 or 3 spatial axes beside batch and channels", got)
         if self.rank not in {None, rank}:
@@ -320,11 +340,11 @@ class NonLocalSpec:
         """Return the spec that `to_json` wrote.
 
         Raises:
-            ValueError: if the text is not a JSON object, or names an option that is unknown.
+            ValueError: if the text is not a JSON object, or names an option that is unknown or one twice.
         """
         try:
-            options = json.loads(text)
-        except (TypeError, ValueError, RecursionError) as error:
+            options = read_json(text)
+        except (TypeError, ValueError) as error:
             message = f"`text` must be JSON. {error}"
             raise ValueError(message) from None
         if not isinstance(options, dict):
@@ -356,4 +376,17 @@ class NonLocalSpec:
             >>> NonLocalSpec.preset("slowfast", channels=1024).scale
             'inner'
         """
+        check_options(cls.preset, overrides)
         return cls(**preset_options(name, channels=channels, rank=rank, overrides=overrides))
+
+
+def check_spec(spec: Any) -> None:
+    """Check that an argument is a spec."""
+    if not isinstance(spec, NonLocalSpec):
+        raise fail_type("spec", "be a NonLocalSpec", spec)
+
+
+def options_of(spec: NonLocalSpec) -> dict[str, Any]:
+    """Return all options of a spec, with which it is made again."""
+    check_spec(spec)
+    return vars(spec)

@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from nonlocal_core.arguments import check_array, check_boolean, check_floating, check_sizes, dtype_name, known_sizes
+from nonlocal_core.arguments import (
+    check_array,
+    check_bool,
+    check_boolean,
+    check_floating,
+    check_sizes,
+    dtype_name,
+    known_sizes,
+)
 from nonlocal_core.errors import fail_type, fail_value
 from nonlocal_core.planning import check_method
-from nonlocal_core.spec.block import NonLocalSpec
+from nonlocal_core.spec.block import NonLocalSpec, check_spec
 from nonlocal_core.spec.form import Form
 from nonlocal_core.spec.options import check_pairwise, is_softmax, normal_scale
 from nonlocal_core.spec.parameters import check_params
 
-__all__ = ["check_arrays", "check_block", "check_op", "check_spec", "check_statistics"]
+__all__ = ["check_arrays", "check_block", "check_kind", "check_op", "check_scores", "check_spec", "check_statistics"]
 
 
 def check_op(
@@ -64,12 +72,30 @@ def _check_concat(pairwise: Any, inner: int | None, concat_weight: Any, concat_b
     if pairwise == "concatenation":
         if concat_weight is None:
             raise fail_value("concat_weight", "be given for the concatenation form", None)
-        check_sizes("concat_weight", concat_weight.shape, (None if inner is None else 2 * inner,))
-        if concat_bias is not None:
-            check_sizes("concat_bias", concat_bias.shape, ())
+        shapes = {"concat_weight": (None if inner is None else 2 * inner,), "concat_bias": ()}
+        for name, array in (("concat_weight", concat_weight), ("concat_bias", concat_bias)):
+            if array is not None:
+                check_floating(name, dtype_name(array))
+                check_sizes(name, array.shape, shapes[name])
     elif concat_weight is not None or concat_bias is not None:
         name = "concat_bias" if concat_weight is None else "concat_weight"
         raise fail_value(name, "be None unless `pairwise` is 'concatenation'", "an array")
+
+
+def check_kind(kind: type, **arrays: Any) -> None:
+    """Check that all arrays but None are of the one kind that a framework computes with."""
+    for name, array in arrays.items():
+        if array is not None and not isinstance(array, kind):
+            raise fail_type(name, f"be a {kind.__module__}.{kind.__qualname__}", array)
+
+
+def check_scores(scores: Any, theta: Any, phi: Any) -> Any:
+    """Return what a `pairwise` function gave for `theta` and `phi`, if it is one score for each pair."""
+    name = "pairwise(theta, phi)"
+    check_array(name, scores)
+    check_floating(name, dtype_name(scores))
+    check_sizes(name, known_sizes(scores.shape), known_sizes((*theta.shape[:2], phi.shape[1])))
+    return scores
 
 
 def check_arrays(spec: NonLocalSpec, shape: Iterable[Any], x: Any, key_mask: Any, *, training: bool) -> None:
@@ -108,15 +134,10 @@ def check_block(
     check_params(params, spec)
 
 
-def check_spec(spec: Any) -> None:
-    """Check that an argument is a spec."""
-    if not isinstance(spec, NonLocalSpec):
-        raise fail_type("spec", "be a NonLocalSpec", spec)
-
-
-def check_statistics(spec: NonLocalSpec) -> None:
-    """Check that a block has running statistics."""
+def check_statistics(spec: NonLocalSpec, unbiased: bool) -> None:
+    """Check that a block has running statistics, and the kind of its variance."""
     check_spec(spec)
+    check_bool("unbiased", unbiased)
     if spec.norm != "batch":
         message = f"`spec` must have norm 'batch' to have statistics. Got norm {spec.norm!r}."
         raise ValueError(message)

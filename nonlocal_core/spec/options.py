@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from nonlocal_core.arguments import check_bool, check_choice, check_finite, check_int
@@ -70,6 +72,25 @@ class SpecOptions(TypedDict, total=False):
     norm_momentum: float
     residual: bool
     zero_init: bool
+
+
+def check_options(owner: Callable[..., Any], options: Iterable[str]) -> None:
+    """Check that `owner`, a class or a function, takes these options: its own, and those of a spec.
+
+    Raises:
+        TypeError: if one is unknown.
+    """
+    for name in options:
+        if name in SpecOptions.__annotations__:
+            continue
+        called = owner.__init__ if isinstance(owner, type) else owner  # type: ignore[misc]
+        parameters = inspect.signature(called).parameters.values()
+        own = [one.name for one in parameters if one.kind is not one.VAR_KEYWORD]
+        if name not in own:
+            near = difflib.get_close_matches(name, [*own, *SpecOptions.__annotations__], n=1)
+            hint = f"; the nearest is `{near[0]}`" if near else ""
+            message = f"`{name}` must be an option of {owner.__qualname__}. Got an unknown one{hint}."
+            raise TypeError(message)
 
 
 def layers_of(pairwise: Any) -> tuple[str, ...]:

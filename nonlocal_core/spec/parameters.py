@@ -9,7 +9,7 @@ import numpy as np
 
 from nonlocal_core.arguments import check_array, check_floating, check_sizes, dtype_name
 from nonlocal_core.errors import fail_type, fail_value
-from nonlocal_core.spec.block import NonLocalSpec
+from nonlocal_core.spec.block import NonLocalSpec, check_spec
 
 __all__ = ["STATISTICS", "check_params", "init_params", "param_shapes"]
 
@@ -31,12 +31,16 @@ def param_shapes(spec: NonLocalSpec) -> dict[str, tuple[int, ...]]:
     Returns:
         A dict from name to shape, in the order of the computation.
 
+    Raises:
+        TypeError: if `spec` is none.
+
     Example:
         >>> param_shapes(NonLocalSpec(channels=4, pairwise="gaussian", norm="affine"))
         ... # doctest: +NORMALIZE_WHITESPACE
         {'g.weight': (2, 4), 'g.bias': (2,), 'out.weight': (4, 2), 'out.bias': (4,),
          'norm.weight': (4,), 'norm.bias': (4,)}
     """
+    check_spec(spec)
     outer, inner = spec.channels, spec.inner_channels
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in spec.layers:
@@ -64,7 +68,7 @@ def init_params(spec: NonLocalSpec, rng: np.random.Generator) -> dict[str, np.nd
         A dict of float64 arrays, named and shaped as `param_shapes` says.
 
     Raises:
-        TypeError: if `rng` is not a NumPy generator.
+        TypeError: if `spec` is none, or `rng` is not a NumPy generator.
 
     Example:
         >>> params = init_params(NonLocalSpec(channels=4), np.random.default_rng(0))

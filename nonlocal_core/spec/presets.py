@@ -13,7 +13,7 @@ from typing import Any
 
 from nonlocal_core.arguments import check_int
 from nonlocal_core.errors import fail_type, fail_value
-from nonlocal_core.spec.options import PAIRWISE, SpecOptions, default_inner
+from nonlocal_core.spec.options import PAIRWISE, default_inner
 
 __all__ = ["PRESETS", "Preset", "preset_options"]
 
@@ -180,7 +180,7 @@ def preset_options(name: str, *, channels: int, rank: int, overrides: Mapping[st
         Options that are not validated yet: `NonLocalSpec` does that.
 
     Raises:
-        TypeError: if an override is no option of the spec, or an argument has a wrong type.
+        TypeError: if an argument has a wrong type.
         ValueError: if the name is unknown, or the implementation lacks the form, the norm or the rank.
 
     Example:
@@ -189,10 +189,6 @@ def preset_options(name: str, *, channels: int, rank: int, overrides: Mapping[st
         (16, 'input', False)
     """
     preset = _find(name)
-    for option in overrides:
-        if option not in SpecOptions.__annotations__:
-            message = f"NonLocalSpec.preset() got an unexpected keyword argument {option!r}"
-            raise TypeError(message)
     channels, rank = check_int("channels", channels), check_int("rank", rank)
     pairwise = overrides.get("pairwise", preset.forms[0])
     norm = overrides.get("norm", preset.norms[0])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from nonlocal_core.arguments import check_sizes, known_sizes
+from nonlocal_core.spec.calls import check_scores
 from nonlocal_core.spec.form import Form
 from nonlocal_jax.arrays import narrowed, product, wide_dtype
 
@@ -71,9 +71,8 @@ def _exponentials_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Ar
 def _scores(theta: Array, phi: Array, form: Form, dtype: Any) -> Array:
     """Return the scaled scores (B, N, M)."""
     if not isinstance(form.pairwise, str):
-        scores = form.pairwise(theta.astype(dtype), phi.astype(dtype))
-        check_sizes("pairwise", known_sizes(scores.shape), known_sizes((*theta.shape[:2], phi.shape[1])))
-        return form.scale * scores
+        theta, phi = theta.astype(dtype), phi.astype(dtype)
+        return form.scale * check_scores(form.pairwise(theta, phi), theta, phi)
     if form.pairwise == "concatenation":
         a, b = summands(theta, phi, form, dtype)
         return form.scale * jax.nn.relu(a[:, :, None] + b[:, None, :])

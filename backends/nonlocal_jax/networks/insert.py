@@ -15,7 +15,7 @@ from nonlocal_core.errors import fail_type, fail_value
 from nonlocal_core.networks.insertion import CHILD, Insertion, call_arguments, check_flow, fail_taken, resolve_places
 from nonlocal_core.networks.recipes import Positions
 from nonlocal_core.spec import NonLocalSpec
-from nonlocal_core.spec.options import SpecOptions
+from nonlocal_core.spec.options import SpecOptions, check_options
 from nonlocal_jax.block import NonLocalBlock
 from nonlocal_jax.hosts import change_call, is_changed, keep_value, kept_values, restore_call
 from nonlocal_jax.networks.look import modules_of
@@ -72,6 +72,7 @@ def insert_nonlocal(
         >>> bool((model(x) == expected).all())
         True
     """
+    check_options(insert_nonlocal, options)
     named = _named(model)
     if not isinstance(rngs, nnx.Rngs):
         raise fail_type("rngs", "be a flax.nnx.Rngs", rngs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from nonlocal_core.spec.calls import check_scores
 from nonlocal_core.spec.form import Form
 from nonlocal_tensorflow.arrays import wide
 
@@ -21,7 +22,7 @@ def pairwise_weights(theta: tf.Tensor, phi: tf.Tensor, form: Form, valid: tf.Ten
     dtype = wide(theta.dtype)
     theta, phi = tf.cast(theta, dtype), tf.cast(phi, dtype)
     if callable(form.pairwise):
-        scores = form.scale * form.pairwise(theta, phi)
+        scores = form.scale * check_scores(form.pairwise(theta, phi), theta, phi)
     elif form.pairwise == "concatenation":
         a, b = summands(theta, phi, form)
         scores = form.scale * tf.nn.relu(a[:, :, None] + b[:, None, :])

@@ -10,7 +10,7 @@ import keras
 from nonlocal_core.errors import fail_type, fail_value
 from nonlocal_core.networks.insertion import CHILD, Insertion, check_flow, fail_taken, resolve_places
 from nonlocal_core.networks.recipes import Positions
-from nonlocal_core.spec.options import SpecOptions
+from nonlocal_core.spec.options import SpecOptions, check_options
 from nonlocal_tensorflow.arrays import channels_last
 from nonlocal_tensorflow.block import NonLocalBlock
 from nonlocal_tensorflow.networks.look import layers_of
@@ -64,6 +64,7 @@ def insert_nonlocal(
         >>> bool(keras.ops.all(larger(x) == model(x)))
         True
     """
+    check_options(insert_nonlocal, options)
     _graph(model)  # refuses other kinds before a name is looked for
     layers = {name: layer for name, layer in layers_of(model).items() if not isinstance(layer, keras.layers.InputLayer)}
     places = resolve_places(after, layers)

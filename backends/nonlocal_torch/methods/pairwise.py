@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nonlocal_core.spec.calls import check_scores
 from nonlocal_core.spec.form import Form
 
 __all__ = ["concat_summands", "count_keys", "pairwise", "pairwise_weights", "softmax"]
@@ -19,7 +20,7 @@ def pairwise(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Tensor
 def pairwise_weights(theta: Tensor, phi: Tensor, form: Form, valid: Tensor | None) -> Tensor:
     """Return the weights w_ij (B, N, M); theta and phi are in at least float32, `valid` is (B or 1, N or 1, M)."""
     if not isinstance(form.pairwise, str):
-        scores: Tensor = form.scale * form.pairwise(theta, phi)
+        scores: Tensor = form.scale * check_scores(form.pairwise(theta, phi), theta, phi)
     elif form.pairwise == "concatenation":
         a, b = concat_summands(theta, phi, form)
         scores = form.scale * functional.relu(a + b.mT)

@@ -13,7 +13,7 @@ from nonlocal_core.errors import fail_value
 from nonlocal_core.networks.insertion import CHILD, Insertion, check_flow, fail_taken, resolve_places
 from nonlocal_core.networks.recipes import Positions
 from nonlocal_core.spec import NonLocalSpec
-from nonlocal_core.spec.options import SpecOptions
+from nonlocal_core.spec.options import SpecOptions, check_options
 from nonlocal_torch.block import NonLocalBlock
 from nonlocal_torch.networks.look import check_module, run_once
 
@@ -66,6 +66,7 @@ def insert_nonlocal(
         >>> torch.equal(model(x), expected)
         True
     """
+    check_options(insert_nonlocal, options)
     check_module(model)
     modules = dict(model.named_modules(remove_duplicate=isinstance(after, Mapping)))
     modules.pop("")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,9 @@ import numpy as np
 import nonlocal_core as nlc
 from nonlocal_conformance.assertions import EPSILONS, assert_close, assert_names, eps_of, largest
 from nonlocal_conformance.cases import Array, Case, Data
-from nonlocal_conformance.checks.values import is_op_case, op_arrays
+from nonlocal_conformance.checks.values import HIDDEN, is_op_case, op_arrays, with_hidden
 from nonlocal_conformance.registry import check, methods_of
-from nonlocal_core.reference.block import branch, moments
+from nonlocal_core.reference.block import branch, statistics_of
 from nonlocal_core.spec.parameters import STATISTICS
 
 STEP = 1e-6
@@ -28,6 +29,7 @@ def assert_gradients(
     *,
     terms: tuple[Array, dict[str, Array]],
     epsilons: float = EPSILONS,
+    where: str = "",
 ) -> None:
     """Assert that the gradients of the input and of the parameters are the expected ones.
 
@@ -35,11 +37,12 @@ def assert_gradients(
     tolerance is relative to the largest gradient of the same layer, or to the largest of its `terms`.
     """
     assert_names("the gradients of the parameters", actual[1], expected[1])
-    assert_close("dx", actual[0], expected[0], dtype=dtype, scale=largest(expected[0], terms[0]), epsilons=epsilons)
+    scale = largest(expected[0], terms[0])
+    assert_close(f"dx{where}", actual[0], expected[0], dtype=dtype, scale=scale, epsilons=epsilons)
     for name, gradient in expected[1].items():
         layer = [part for part in expected[1] if part.partition(".")[0] == name.partition(".")[0]]
         scale = largest(*(given[1][part] for part in layer for given in (expected, terms)))
-        assert_close(f"d{name}", actual[1][name], gradient, dtype=dtype, scale=scale, epsilons=epsilons)
+        assert_close(f"d{name}{where}", actual[1][name], gradient, dtype=dtype, scale=scale, epsilons=epsilons)
 
 
 def reference_gradients(case: Case, wide: Data) -> tuple[Any, Any]:
@@ -52,7 +55,8 @@ def reference_gradients(case: Case, wide: Data) -> tuple[Any, Any]:
     gradients = nlc.nonlocal_block_vjp(wide.x, wide.params, spec, *arguments, case.training)
     if not (case.training and spec.norm == "batch"):
         return gradients, gradients
-    mean, variance = moments(branch(wide.x, wide.params, spec, wide.key_mask))
+    r = branch(wide.x, wide.params, spec, wide.key_mask)
+    mean, variance = statistics_of(r, wide.params, case.training, wide.key_mask)
     fixed = {**wide.params, "norm.mean": mean, "norm.variance": variance}
     return gradients, nlc.nonlocal_block_vjp(wide.x, fixed, spec, *arguments)
 
@@ -65,6 +69,20 @@ def gradients(driver: Any, case: Case, dtype: str) -> None:
     for method in methods_of(driver, spec):
         actual = driver.vjp(spec, data.params, data.x, data.dz, data.key_mask, training=case.training, method=method)
         assert_gradients(actual, expected, dtype, terms=terms)
+
+
+@check("vjp", cases=lambda case: case.mask is not None and case.is_differentiable)
+def masked_gradients(driver: Any, case: Case, dtype: str) -> None:
+    """What stands at a masked position, whatever it is, reaches no gradient of a parameter or of another position."""
+    data, spec = case.data(dtype), case.spec
+    zeros = dataclasses.replace(data, x=with_hidden(data.x, data, 0.0), dz=with_hidden(data.dz, data, 0.0))
+    expected, terms = reference_gradients(case, zeros.wide())
+    for value, channels in HIDDEN:
+        x = with_hidden(data.x, data, value, channels)
+        dz = zeros.dz if np.isfinite(value) else with_hidden(data.dz, data, value, channels)
+        for method in methods_of(driver, spec):
+            actual = driver.vjp(spec, data.params, x, dz, data.key_mask, training=case.training, method=method)
+            assert_gradients(actual, expected, dtype, terms=terms, where=f" beside masked positions of {value}")
 
 
 @check("op_vjp", cases=lambda case: is_op_case(case) and case.is_differentiable, by_reference=True)

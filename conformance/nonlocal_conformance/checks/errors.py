@@ -1,118 +1,198 @@
-"""Wrong arguments give the reference's errors, in its words."""
+"""Wrong arguments give the reference's errors, in its words, which name the argument."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from operator import methodcaller
 from typing import Any
 
 import numpy as np
 
 from nonlocal_conformance.assertions import require
-from nonlocal_conformance.cases import CASES, Case
+from nonlocal_conformance.cases import CASES, Case, relu_of_product
 from nonlocal_conformance.drivers.numpy import NumpyDriver
 from nonlocal_conformance.registry import check
+from nonlocal_core import NonLocalSpec
 
 Call = Callable[[Any], Any]
 
 
-def _block_calls(case: Case) -> dict[str, Call]:
-    """Return calls of a block that must fail, by what is wrong with them."""
+@dataclasses.dataclass(frozen=True)
+class Wrong:
+    """A call that must fail.
+
+    Args:
+        what: what is wrong with it.
+        argument: the argument that the error must name, between backticks.
+        call: the call, of a driver.
+    """
+
+    what: str
+    argument: str
+    call: Call
+
+
+def _columns(theta: Any, phi: Any) -> Any:
+    """Return one score for each query."""
+    return relu_of_product(theta, phi)[..., :1]
+
+
+def _blocks(case: Case) -> Iterator[Wrong]:
+    """Give calls of a block."""
     data, spec = case.data("float32"), case.spec
     x, params, mask = data.x, data.params, np.ones(data.x.shape[:-1], bool)
     batch = spec.replace(norm="batch")
     batch_params = {**params, **CASES["epsilon"].data("float32").params}
-    return {
-        "no spatial axis": lambda d: d.block(spec, params, x[:, 0, 0]),
-        "four spatial axes": lambda d: d.block(spec, params, x[:, :, :, None, None]),
-        "channels": lambda d: d.block(spec, params, x[..., :-1].copy()),
-        "empty axis": lambda d: d.block(spec, params, x[:, :0].copy()),
-        "integers": lambda d: d.block(spec, params, x.astype(np.int64)),
-        "mask shape": lambda d: d.block(spec, params, x, mask[:, :-1].copy()),
-        "mask batch": lambda d: d.block(spec, params, x, mask[:1].copy()),
-        "mask dtype": lambda d: d.block(spec, params, x, mask.astype(np.float32)),
-        "window": lambda d: d.block(spec.replace(subsample=6), params, x),
-        "rank": lambda d: d.block(spec.replace(axes="space"), params, x),
-        "axis": lambda d: d.block(spec.replace(axes=(0, 2)), params, x),
-        "groups": lambda d: d.block(spec.replace(group_size=2), params, np.stack([x, x, x], axis=1)),
-        "one value": lambda d: d.block(batch, batch_params, x[:1, :1, :1].copy(), training=True),
-        "method": lambda d: d.block(spec, params, x, method="fast"),
+    inputs = {
+        "no axis": np.asarray(1, np.float32),
+        "one axis": x[0, 0, 0],
+        "no spatial axis": x[:, 0, 0],
+        "four spatial axes": x[:, :, :, None, None],
+        "channels": x[..., :-1],
+        "empty axis": x[:, :0],
+        "integers": x.astype(np.int64),
+        "complex numbers": x.astype(np.complex64),
     }
+    for what, wrong in inputs.items():
+        yield Wrong(f"x with {what}", "x", methodcaller("block", spec, params, wrong.copy()))
+    masks = {
+        "of another shape": mask[:, :-1],
+        "for one sample": mask[:1],
+        "without an axis": np.ones((), bool),
+        "of numbers": mask.astype(np.float32),
+    }
+    for what, wrong in masks.items():
+        yield Wrong(f"mask {what}", "key_mask", methodcaller("block", spec, params, x, wrong.copy()))
+    groups, frames = spec.replace(group_size=2), np.stack([x, x, x], axis=1)
+    yield Wrong("window", "subsample", methodcaller("block", spec.replace(subsample=6), params, x))
+    yield Wrong("rank", "x", methodcaller("block", spec.replace(axes="space"), params, x))
+    yield Wrong("axis", "axes", methodcaller("block", spec.replace(axes=(0, 2)), params, x))
+    yield Wrong("groups", "group_size", methodcaller("block", groups, params, frames))
+    yield Wrong("one value", "x", methodcaller("block", batch, batch_params, x[:1, :1, :1].copy(), training=True))
+    yield Wrong("method", "method", methodcaller("block", spec, params, x, method="fast"))
 
 
-def _parameter_calls(case: Case) -> dict[str, Call]:
-    """Return imports of parameters that must fail."""
+def _parameters(case: Case) -> Iterator[Wrong]:
+    """Give imports of parameters."""
     spec, params = case.spec, case.data("float32").params
+    weight = params["g.weight"]
     missing = {name: a for name, a in params.items() if name != "g.bias"}
-    return {
-        "missing parameter": lambda d: d.export(spec, missing),
-        "unknown parameter": lambda d: d.export(spec, {**params, "g.scale": params["g.bias"]}),
-        "parameter shape": lambda d: d.export(spec, {**params, "g.weight": params["g.weight"].T.copy()}),
-    }
+    yield Wrong("missing parameter", "params", methodcaller("export", spec, missing))
+    yield Wrong("unknown parameter", "params", methodcaller("export", spec, {**params, "g.scale": params["g.bias"]}))
+    for what, wrong in {"shape": weight.T.copy(), "dtype": weight.astype(np.int64), "type": weight.tolist()}.items():
+        changed = {**params, "g.weight": wrong}
+        yield Wrong(f"{what} of a parameter", "params['g.weight']", methodcaller("export", spec, changed))
+    yield Wrong("spec of parameters", "spec", methodcaller("export", "dot_product", params))
 
 
-def _attention_calls(case: Case) -> dict[str, Call]:
-    """Return calls for rows of the weights that must fail."""
+def _rows(case: Case) -> Iterator[Wrong]:
+    """Give calls for rows of the weights."""
     spec, data = case.spec, case.data("float32")
-    return {
-        "position": lambda d: d.attention(spec, data.params, data.x, [0, 35]),
-        "negative position": lambda d: d.attention(spec, data.params, data.x, [-1]),
-        "position dtype": lambda d: d.attention(spec, data.params, data.x, [0.5]),
-        "position shape": lambda d: d.attention(spec, data.params, data.x, [[0]]),
-    }
+    for wrong in ([0, 35], [-1], [0.5], [[0]], "x", 1j):
+        yield Wrong(f"positions {wrong!r}", "positions", methodcaller("attention", spec, data.params, data.x, wrong))
 
 
-def _op_calls(_: Case) -> dict[str, Call]:
-    """Return calls of the operation that must fail."""
+def _operations(_: Case) -> Iterator[Wrong]:
+    """Give calls of the operation."""
     theta, phi, g = (np.ones((2, size, 5), np.float32) for size in (11, 7, 7))
     mask, weight = np.ones((2, 7), bool), np.ones(10, np.float32)
-    concat = {"pairwise": "concatenation"}
-    return {
-        "form": lambda d: d.op(theta, phi, g, pairwise="cosine"),
-        "form type": lambda d: d.op(theta, phi, g, pairwise=3),
-        "scale": lambda d: d.op(theta, phi, g, scale=0.0),
-        "scale name": lambda d: d.op(theta, phi, g, scale="inner"),
-        "normalize": lambda d: d.op(theta, phi, g, normalize="softmax"),
-        "function": lambda d: d.op(theta, phi, g, pairwise=lambda a, b: a @ b.mT),
-        "no weight": lambda d: d.op(theta, phi, g, **concat),
-        "weight shape": lambda d: d.op(theta, phi, g, **concat, concat_weight=weight[:5].copy()),
-        "bias shape": lambda d: d.op(theta, phi, g, **concat, concat_weight=weight, concat_bias=weight),
-        "mask is a list": lambda d: d.op(theta, phi, g, key_mask=[[True]]),
-        "no keys": lambda d: d.op(theta, phi[:, :0].copy(), g[:, :0].copy()),
-        "needless weight": lambda d: d.op(theta, phi, g, concat_weight=weight),
-        "rank of theta": lambda d: d.op(theta[0], phi, g),
-        "width of phi": lambda d: d.op(theta, phi[..., :4].copy(), g),
-        "batch of phi": lambda d: d.op(theta, phi[:1].copy(), g),
-        "keys of g": lambda d: d.op(theta, phi, g[:, :6].copy()),
-        "mask of op": lambda d: d.op(theta, phi, g, key_mask=mask[:, :6].copy()),
-        "mask dtype of op": lambda d: d.op(theta, phi, g, key_mask=mask.astype(np.int64)),
-        "method of op": lambda d: d.op(theta, phi, g, method="fast"),
-        "integers to op": lambda d: d.op(theta.astype(np.int64), phi, g),
+    arrays: dict[str, Any] = {"theta": theta, "phi": phi, "g": g}
+    concat = {"concat_weight": weight, "concat_bias": np.asarray(1, np.float32), "key_mask": mask}
+    whole: dict[str, Any] = {**arrays, "pairwise": "concatenation", **concat}
+
+    def wrong(what: str, argument: str, **changes: Any) -> Wrong:
+        return Wrong(what, argument, methodcaller("op", **{**arrays, **changes}))
+
+    for name, array in (arrays | concat).items():
+        kinds = {"integers": np.int64, "complex numbers": np.complex64, "numbers": np.float32, "truths": bool}
+        for kind, dtype in kinds.items():
+            if dtype != array.dtype:
+                yield wrong(f"{name} of {kind}", name, **{**whole, name: array.astype(dtype)})
+        yield wrong(f"{name} with another axis", name, **{**whole, name: array[None].copy()})
+    for name in ("pairwise", "scale", "normalize", "method"):
+        for value in ("fast", b"x", 1j, 0, ()):
+            yield wrong(f"{name} {value!r}", name, **{name: value})
+    yield wrong("scale name", "scale", scale="inner")
+    yield wrong("normalize", "normalize", normalize="softmax")
+    yield wrong("function", "normalize", pairwise=relu_of_product)
+    yield wrong("no weight", "concat_weight", pairwise="concatenation")
+    yield wrong("needless weight", "concat_weight", concat_weight=weight)
+    yield wrong("weight shape", "concat_weight", **{**whole, "concat_weight": weight[:5].copy()})
+    yield wrong("mask is a list", "key_mask", key_mask=[[True]])
+    yield wrong("no keys", "phi", phi=phi[:, :0].copy(), g=g[:, :0].copy())
+    yield wrong("width of phi", "phi", phi=phi[..., :4].copy())
+    yield wrong("batch of phi", "phi", phi=phi[:1].copy())
+    yield wrong("keys of g", "g", g=g[:, :6].copy())
+    yield wrong("mask of other keys", "key_mask", key_mask=mask[:, :6].copy())
+
+
+def _functions(case: Case) -> Iterator[Wrong]:
+    """Give calls with functions whose scores are not one for each pair."""
+    data = case.data("float32")
+    arrays = [np.ones((1, size, 5), np.float32) for size in (11, 7, 7)]
+    functions = {
+        "one column": _columns,
+        "one row": lambda theta, phi: relu_of_product(theta, phi)[:, :1],
+        "no batch": lambda theta, phi: relu_of_product(theta, phi)[0],
+        "truths": lambda theta, phi: relu_of_product(theta, phi) > 0,
+        "a number": lambda theta, phi: 1.0,  # noqa: ARG005 - that is what is wrong
     }
+    for what, function in functions.items():
+        options = {"pairwise": function, "normalize": "count"}
+        yield Wrong(f"scores: {what}", "pairwise(theta, phi)", methodcaller("op", *arrays, **options))
+    spec = case.spec.replace(pairwise=_columns, normalize="softmax")
+    yield Wrong("scores of a block", "pairwise(theta, phi)", methodcaller("block", spec, data.params, data.x[:1]))
 
 
-def _outcome(call: Call, driver: Any) -> str:
+def _options(_: Case) -> Iterator[Wrong]:
+    """Give options of a new block."""
+    values: dict[str, tuple[Any, ...]] = {
+        name: ("fast", b"x", 1j, -1.5, [[]], (1, 2, 3, 4)) for name in NonLocalSpec.__dataclass_fields__
+    }
+    for name in ("scale", "norm_momentum"):
+        values[name] = ("fast", b"x", 1j, [[]])
+    for name, wrong in values.items():
+        for value in wrong:
+            options = {"channels": 8, name: value}
+            yield Wrong(f"{name}={value!r}", name, methodcaller("create", **options))
+    for name in ("subsamle", "normalise", "chanels", "heads"):
+        yield Wrong(f"option {name}", name, methodcaller("create", **{"channels": 8, name: 2}))
+    yield Wrong("spec of a new block", "spec", methodcaller("initial", "dot_product"))
+
+
+def outcome(call: Call, driver: Any) -> str:
+    """Return the type and the words of the error that a call raises."""
     try:
         call(driver)
-    except (TypeError, ValueError) as error:
-        return f"{type(error).__name__}: {error}"
     except Exception as error:  # noqa: BLE001 - any other error is what the check reports
-        return f"{type(error).__name__}: {error}"
+        # A class names itself where it does not know an option.
+        return re.sub(r"(must be an option of) \S+\.", r"\1 this.", f"{type(error).__name__}: {error}")
     return "no error"
 
 
-_CALLS = {"block": _block_calls, "export": _parameter_calls, "attention": _attention_calls, "op": _op_calls}
+_CALLS = {
+    "block": _blocks,
+    "export": _parameters,
+    "attention": _rows,
+    "op": _operations,
+    "functions": _functions,
+    "create": _options,
+}
 
 
-@check("errors", cases=lambda case: case.name == "embedded_gaussian_2d", every_dtype=False, by_reference=True)
+@check("errors", cases=lambda case: case.name == "embedded_gaussian_2d", every_dtype=False)
 def errors(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - errors have no dtype
-    """Wrong arguments raise the reference's TypeError or ValueError, word for word."""
-    wrong = []
+    """Wrong arguments raise the reference's TypeError or ValueError, word for word, which names the argument."""
+    found = []
     for group, calls in _CALLS.items():
         if group != "block" and group not in driver.capabilities:
             continue
-        for name, call in calls(case).items():
-            expected, actual = _outcome(call, NumpyDriver()), _outcome(call, driver)
-            require(expected.startswith(("TypeError: ", "ValueError: ")), f"{name}: the reference gave {expected}")
+        for wrong in calls(case):
+            expected, actual = outcome(wrong.call, NumpyDriver()), outcome(wrong.call, driver)
+            known = re.match(rf"(Type|Value)Error: `{re.escape(wrong.argument)}` must .* Got ", expected)
+            require(known is not None, f"{wrong.what}: the reference gave {expected}")
             if actual != expected:
-                wrong.append(f"{name}:\n  expected {expected}\n  got      {actual}")
-    require(not wrong, "\n".join(["these calls must fail as the reference does", *wrong]))
+                found.append(f"{wrong.what}:\n  expected {expected}\n  got      {actual}")
+    require(not found, "\n".join(["these calls must fail as the reference does", *found]))

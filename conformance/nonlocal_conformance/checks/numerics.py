@@ -24,7 +24,7 @@ _COMPILED = (
     "gaussian_2d",
     "embedded_gaussian_masked_projection",
     "embedded_gaussian_groups",
-    "dot_product_training",
+    "training_masked",
     "concatenation_3d_pooled_input",
 )
 

@@ -16,7 +16,7 @@ from nonlocal_conformance.registry import check
 
 @check(cases=lambda case: case.spec.norm == "batch", by_reference=True)
 def statistics(driver: Any, case: Case, dtype: str) -> None:
-    """One call in training moves the running statistics by the momentum; one in evaluation leaves them."""
+    """A call in training moves the running statistics by the momentum; in evaluation, or all masked, it leaves them."""
     data = case.data(dtype)
     wide = data.wide()
     _, after = driver.block(case.spec, data.params, data.x, data.key_mask, training=True)
@@ -24,6 +24,8 @@ def statistics(driver: Any, case: Case, dtype: str) -> None:
     assert_names("the running statistics", after, expected)
     for name, value in expected.items():
         assert_close(f"{name} after a step", after[name], value, dtype=dtype)
+        if case.mask == "all":
+            assert_same(f"{name} after a step without any position", after[name], data.params[name])
     _, after = driver.block(case.spec, data.params, data.x, data.key_mask)
     for name in expected:
         assert_same(f"{name} after evaluation", after[name], data.params[name])

@@ -12,7 +12,7 @@ import nonlocal_core as nlc
 from nonlocal_conformance.assertions import assert_close, assert_same, largest, require
 from nonlocal_conformance.cases import Array, Case, Data
 from nonlocal_conformance.registry import check
-from nonlocal_core.reference.block import branch, moments
+from nonlocal_core.reference.block import branch, statistics_of
 
 
 def assert_output(name: str, z: Any, case: Case, data: Data, dtype: str) -> None:
@@ -26,7 +26,8 @@ def assert_output(name: str, z: Any, case: Case, data: Data, dtype: str) -> None
     scale = largest(expected)
     if spec.norm == "batch" and case.training:
         r = branch(wide.x, wide.params, spec, wide.key_mask)
-        deviation = np.sqrt(moments(r)[1] + spec.norm_epsilon)
+        variance = statistics_of(r, wide.params, case.training, wide.key_mask)[1]
+        deviation = np.sqrt(variance + spec.norm_epsilon)
         scale = max(scale, largest(wide.params["norm.weight"] * r / deviation))
     assert_close(name, z, expected, dtype=dtype, scale=scale)
 
@@ -100,18 +101,57 @@ def operation(driver: Any, case: Case, dtype: str) -> None:
     assert_close("y", driver.op(**arrays, **options), expected, dtype=dtype)
 
 
-@check(cases=lambda case: case.mask is not None and case.spec.norm is None)
+HIDDEN = (
+    (-1e4, slice(None)),
+    (1e4, slice(None)),
+    (np.inf, slice(None)),
+    (-np.inf, slice(1)),
+    (np.nan, slice(1)),
+)
+"""What the checks put at masked positions, and in which channels."""
+
+
+def with_hidden(a: Array, data: Data, value: float, channels: slice = slice(None)) -> Array:
+    """Return an array like x with `value` at the masked positions."""
+    a = a.copy()
+    a[..., channels] = np.where(np.asarray(data.key_mask)[..., None], a[..., channels], np.asarray(value, a.dtype))
+    return a
+
+
+@check(cases=lambda case: case.mask is not None)
 def masked_positions(driver: Any, case: Case, dtype: str) -> None:
-    """What stands at a masked position, however large or infinite, does not reach another position."""
+    """What stands at a masked position reaches no other z and no statistic; one that is not finite gives NaN there."""
     data, spec = case.data(dtype), case.spec
-    plain, _ = driver.block(spec, data.params, data.x, data.key_mask)
+    plain, before = driver.block(spec, data.params, data.x, data.key_mask, training=case.training)
     kept = np.asarray(data.key_mask)
-    for value in (-1e4, 1e4, np.inf):
-        x = np.where(kept[..., None], data.x, np.asarray(value, dtype))
-        with np.errstate(invalid="ignore"):  # a masked position is still a query
-            z, _ = driver.block(spec, data.params, x, data.key_mask)
-        name = f"z beside masked positions of {value}"
-        assert_close(name, z[kept], plain[kept].astype(np.float64), dtype=dtype, scale=largest(plain))
+    for value, channels in HIDDEN:
+        x = with_hidden(data.x, data, value, channels)
+        z, after = driver.block(spec, data.params, x, data.key_mask, training=case.training)
+        name = f"beside masked positions of {value}"
+        assert_close(f"z {name}", z[kept], plain[kept].astype(np.float64), dtype=dtype, scale=largest(plain))
+        for statistic, expected in before.items():
+            assert_close(f"{statistic} {name}", after[statistic], expected.astype(np.float64), dtype=dtype)
+        if not np.isfinite(value):
+            require(bool(np.isnan(z[~kept]).all()), f"z at masked positions of {value} must be NaN in every channel")
+    x = np.where(kept[..., None], np.asarray(np.nan, dtype), data.x)
+    with np.errstate(invalid="ignore"):
+        z, _ = driver.block(spec, data.params, x, data.key_mask, training=case.training)
+    require(bool(np.isnan(z[kept]).all()), "z at a position that is NaN and not masked must be NaN")
+
+
+@check("attention", cases=lambda case: case.mask is not None and not case.training)
+def masked_attention(driver: Any, case: Case, dtype: str) -> None:
+    """What stands at a masked position changes no row of another; where it is not finite its own row is NaN."""
+    data, spec = case.data(dtype), case.spec
+    plain = driver.attention(spec, data.params, data.x, key_mask=data.key_mask)
+    kept = np.asarray(data.key_mask).reshape(plain.shape[:2])
+    for value, channels in HIDDEN:
+        x = with_hidden(data.x, data, value, channels)
+        rows = driver.attention(spec, data.params, x, key_mask=data.key_mask)
+        name = f"the rows beside masked positions of {value}"
+        assert_close(name, rows[kept], plain[kept].astype(np.float64), dtype=dtype)
+        if not np.isfinite(value):
+            require(bool(np.isnan(rows[~kept]).all()), f"the rows of masked positions of {value} must be NaN")
 
 
 @check(cases=lambda case: not case.is_pooled and case.spec.axes == "all" and case.spec.group_size is None)

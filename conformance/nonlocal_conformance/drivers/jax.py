@@ -14,8 +14,9 @@ import optax
 from flax import nnx
 
 from nonlocal_conformance.capabilities import BACKENDS
-from nonlocal_conformance.driver import Array, Mask, Params, Spec
+from nonlocal_conformance.driver import Array, Mask, Network, Params, Spec
 from nonlocal_conformance.memory import peak_resident
+from nonlocal_conformance.networks.jax import JaxNetwork
 from nonlocal_core.planning import METHODS
 from nonlocal_core.spec.parameters import STATISTICS
 from nonlocal_jax import NonLocalBlock, nonlocal_block, nonlocal_op
@@ -147,6 +148,10 @@ class JaxDriver:
         with self._scope(*params.values()):
             return _block(spec, params).export_params()
 
+    def create(self, **options: Any) -> Spec:
+        """Return the spec of a block with these options."""
+        return NonLocalBlock(**options, rngs=nnx.Rngs(0)).spec
+
     def rebuilt(self, spec: Spec) -> Spec:
         """Return the spec of a block that was taken apart into graph and state, and put together."""
         block = nnx.eval_shape(lambda: NonLocalBlock.from_spec(spec, rngs=nnx.Rngs(0)))
@@ -178,6 +183,10 @@ class JaxDriver:
         """Return the output of a block with another compute dtype."""
         with self._scope(x, key_mask):
             return self._run(_block(spec, params, method=method, dtype=jnp.dtype(dtype)), x, key_mask)
+
+    def network(self, layers: Params, shape: tuple[int, ...]) -> Network:  # noqa: ARG002 - the layers take any
+        """Return a network of linear layers."""
+        return JaxNetwork(layers, self._scope)
 
     def peak_memory(self, call: Callable[[], T]) -> tuple[T, int | None]:
         """Return the result of a call and its peak extra memory in bytes, which JAX tells on a CPU only."""

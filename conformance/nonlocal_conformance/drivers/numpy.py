@@ -111,6 +111,10 @@ class NumpyDriver:
         check_params(params, spec)
         return {name: array.copy() for name, array in params.items()}
 
+    def create(self, **options: Any) -> Spec:
+        """Return the spec with these options."""
+        return NonLocalSpec(**options)
+
     def rebuilt(self, spec: Spec) -> Spec:
         """Return the spec as its JSON text gives it back."""
         return NonLocalSpec.from_json(spec.to_json())

@@ -12,8 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from nonlocal_conformance.capabilities import BACKENDS
-from nonlocal_conformance.driver import Array, Mask, Params, Spec
+from nonlocal_conformance.driver import Array, Mask, Network, Params, Spec
 from nonlocal_conformance.memory import peak_resident
+from nonlocal_conformance.networks.tensorflow import TensorflowNetwork
 from nonlocal_core.planning import METHODS
 from nonlocal_core.spec.parameters import STATISTICS
 from nonlocal_tensorflow import NonLocalBlock, nonlocal_op
@@ -161,6 +162,10 @@ class TensorflowDriver:
         with self._scope():
             return _block(spec, params, dtype).export_params()
 
+    def create(self, **options: Any) -> Spec:
+        """Return the spec of a block with these options."""
+        return NonLocalBlock(**options).spec
+
     def rebuilt(self, spec: Spec) -> Spec:
         """Return the spec of a layer that was made from the config of another."""
         return NonLocalBlock.from_config(NonLocalBlock.from_spec(spec).get_config()).spec
@@ -198,6 +203,10 @@ class TensorflowDriver:
         with self._scope():
             block = _block(spec, params, f"mixed_{dtype}", method=method, autocast=False)
             return block(tf.constant(x), key_mask=_mask(key_mask)).numpy()
+
+    def network(self, layers: Params, shape: tuple[int, ...]) -> Network:
+        """Return a network of linear layers."""
+        return TensorflowNetwork(layers, shape, self._scope)
 
     def peak_memory(self, call: Callable[[], T]) -> tuple[T, int | None]:
         """Return the result of a call and its peak extra memory in bytes.

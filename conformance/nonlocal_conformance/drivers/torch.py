@@ -13,8 +13,9 @@ import torch
 from torch.nn import functional
 
 from nonlocal_conformance.capabilities import BACKENDS
-from nonlocal_conformance.driver import Array, Mask, Params, Spec
+from nonlocal_conformance.driver import Array, Mask, Network, Params, Spec
 from nonlocal_conformance.memory import peak_resident
+from nonlocal_conformance.networks.torch import TorchNetwork
 from nonlocal_core.planning import METHODS
 from nonlocal_core.spec.parameters import STATISTICS
 from nonlocal_torch import NonLocalBlock, nonlocal_op
@@ -149,6 +150,10 @@ class TorchDriver:
         dtype = next(iter(params.values())).dtype if params else np.dtype("float32")
         return self._block(spec, params, dtype).export_params()
 
+    def create(self, **options: Any) -> Spec:
+        """Return the spec of a block with these options."""
+        return NonLocalBlock(**options).spec
+
     def rebuilt(self, spec: Spec) -> Spec:
         """Return the spec of a block that was pickled."""
         block: NonLocalBlock = pickle.loads(pickle.dumps(NonLocalBlock.from_spec(spec)))  # noqa: S301 - our own bytes
@@ -209,6 +214,10 @@ class TorchDriver:
                 results[name] = (_output(z), kept)
         return results
 
+    def network(self, layers: Params, shape: tuple[int, ...]) -> Network:  # noqa: ARG002 - the layers take any
+        """Return a network of linear layers."""
+        return TorchNetwork({name: self._tensor(weight) for name, weight in layers.items()}, self._input)
+
     def peak_memory(self, call: Callable[[], T]) -> tuple[T, int | None]:
         """Return the result of a call and its peak extra memory in bytes."""
         if torch.device(self.device).type != "cuda":
@@ -235,7 +244,7 @@ class TorchDriver:
         return torch.from_numpy(a).to(self.device)
 
     def _input(self, a: Array) -> torch.Tensor:
-        return self._tensor(a).movedim(-1, 1)
+        return self._tensor(a).movedim(-1, 1) if a.ndim > 1 else self._tensor(a)
 
     def _mask(self, key_mask: Mask) -> torch.Tensor | None:
         return None if key_mask is None else self._tensor(key_mask)

@@ -1,6 +1,7 @@
 """Files of other implementations: found, read with the numbers of their formulas, written, and what is refused."""
 
 import re
+import time
 import warnings
 
 import ml_dtypes
@@ -280,6 +281,22 @@ def test_nothing_is_found_where_there_is_nothing():
 
 
 @pytest.mark.parametrize(
+    ("names", "blocks"),
+    [
+        ([f"b{i}.{layer}.weight" for i in range(1500) for layer in ("theta", "phi", "g", "W")], 1500),
+        ([f"b{i}.W.weight" for i in range(3000)], 0),
+        ([f"b{i}.{rest}" for i in range(3000) for rest in ("W.weight", "W.num_batches_tracked")], 0),
+        ([".".join(["b"] * depth) + ".W.weight" for depth in range(1500)], 0),
+    ],
+    ids=["blocks", "last layers", "ignored", "nested"],
+)
+def test_the_time_of_a_look_for_blocks_grows_with_the_number_of_keys_alone(names, blocks):
+    start = time.perf_counter()
+    assert len(find_peer_blocks(dict.fromkeys(names))) == blocks
+    assert time.perf_counter() - start < 8
+
+
+@pytest.mark.parametrize(
     ("place", "frames"),
     [
         ("nonlocal_conv3_1", 4),
@@ -382,7 +399,7 @@ def test_an_option_that_agrees_with_the_file_may_be_given():
 @pytest.mark.parametrize("option", ["heads", "channels"])
 def test_an_unknown_option_is_a_type_error(option):
     _, file, *_ = read("timm")
-    with pytest.raises(TypeError, match=rf"^from_peer\(\) got an unexpected keyword argument '{option}'$"):
+    with pytest.raises(TypeError, match=f"^`{option}` must be an option of from_peer. Got an unknown one"):
         from_peer(file, peer="timm", prefix=PLACE, **{option: 2})
 
 

@@ -22,10 +22,13 @@ def arguments(pairwise, queries, keys, width=4, values=3, batch=2):
 
 
 @pytest.mark.parametrize("pairwise", FORMS)
-@pytest.mark.parametrize(("queries", "keys"), [(13, 9), (9, 13), (1, 5), (5, 1), (1300, 1100), (40, 2), (0, 3)])
-def test_a_method_gives_the_sums_and_the_gradients_of_the_definition(pairwise, queries, keys):
-    given, options = arguments(pairwise, queries, keys)
-    dy = np.random.default_rng(1).normal(size=(2, queries, 3))
+@pytest.mark.parametrize(
+    ("queries", "keys", "batch"),
+    [(13, 9, 2), (9, 13, 2), (1, 5, 2), (5, 1, 2), (1300, 1100, 2), (40, 2, 2), (0, 3, 2), (3, 4, 0), (4, 3, 0)],
+)
+def test_a_method_gives_the_sums_and_the_gradients_of_the_definition(pairwise, queries, keys, batch):
+    given, options = arguments(pairwise, queries, keys, batch=batch)
+    dy = np.random.default_rng(1).normal(size=(batch, queries, 3))
     plain = {**options, "method": "pairwise"}
     np.testing.assert_allclose(nlc.nonlocal_op(**given, **options), nlc.nonlocal_op(**given, **plain), atol=1e-12)
     expected = nlc.nonlocal_op_vjp(**given, dy=dy, **plain)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import nonlocal_core as nlc
 from nonlocal_conformance import CASES
@@ -108,9 +109,8 @@ def by_loops(x, params, spec, key_mask, training):
             r[sample][query] = project(y[query], params, "out")
     if spec.norm is not None:
         mean, variance = params.get("norm.mean", 0.0), params.get("norm.variance", 1.0 - spec.norm_epsilon)
-        if spec.norm == "batch" and training:
-            everywhere = tuple(range(x.ndim - 1))
-            mean, variance = r.mean(axis=everywhere), r.var(axis=everywhere)
+        if spec.norm == "batch" and training and valid.any():
+            mean, variance = r[valid].mean(axis=0), r[valid].var(axis=0)
         r = params["norm.weight"] * (r - mean) / np.sqrt(variance + spec.norm_epsilon) + params["norm.bias"]
     return x + r if spec.residual else r
 
@@ -257,7 +257,8 @@ def test_the_running_statistics_move_by_the_momentum_towards_those_of_the_branch
     plain = {name: a for name, a in params.items() if not name.startswith("norm.")}
     branch = by_loops(data.x, plain, case.spec.replace(norm=None, residual=False), data.key_mask, training=False)
     moved = nlc.updated_statistics(data.x, params, case.spec, data.key_mask, **options)
-    mean, variance = branch.mean(axis=(0, 1, 2)), branch.var(axis=(0, 1, 2), ddof=int(options.get("unbiased", False)))
+    shown = branch[np.ones(branch.shape[:-1], bool) if data.key_mask is None else data.key_mask]
+    mean, variance = shown.mean(axis=0), shown.var(axis=0, ddof=int(options.get("unbiased", False)))
     for statistic, new in (("norm.mean", mean), ("norm.variance", variance)):
         expected = (1 - share) * params[statistic] + share * new
         np.testing.assert_allclose(moved[statistic], expected, rtol=1e-12, err_msg=statistic)
@@ -293,6 +294,18 @@ def test_a_tie_in_a_window_sends_the_gradient_to_its_first_position_in_row_major
     x = np.array([[0.0, 1.0], [1.0, 1.0]]).reshape(1, 2, 2, 1)
     dx, _ = nlc.nonlocal_block_vjp(x, params, spec, np.ones_like(x))
     assert np.flatnonzero(dx).tolist() == [1]
+
+
+@pytest.mark.parametrize("valid", [0, 1])
+def test_of_one_position_or_none_that_is_not_masked_the_running_statistics_take_what_there_is(valid):
+    case = CASES["embedded_gaussian_training"]
+    data, mask = case.data(), np.zeros((2, 5, 7), bool)
+    mask[0, 0, :valid] = True
+    moved = nlc.updated_statistics(data.x, data.params, case.spec, mask, unbiased=True)
+    if valid:  # its deviation from itself is 0
+        np.testing.assert_allclose(moved["norm.variance"], 0.7 * data.params["norm.variance"], rtol=1e-12)
+    else:
+        assert all(np.array_equal(moved[name], data.params[name]) for name in moved)
 
 
 def test_keys_that_are_masked_reach_no_gradient_even_if_they_are_infinite():
@@ -487,6 +500,54 @@ def test_an_input_that_is_no_array_is_named(call, message):
     spec = nlc.NonLocalSpec(channels=3, norm="batch")
     with pytest.raises(TypeError, match=exactly(message)):
         call([1.0], nlc.init_params(spec, np.random.default_rng(0)), spec)
+
+
+WRONG = ["x", None, 1, [], 1.0, np.ones(3)]
+"""What is no bool."""
+
+
+@pytest.mark.parametrize("value", WRONG, ids=repr)
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (nlc.nonlocal_block, "training"),
+        (BLOCKS["gradients"], "training"),
+        (nlc.updated_statistics, "unbiased"),
+    ],
+    ids=["block", "gradients", "statistics"],
+)
+def test_what_is_to_be_true_or_false_is_no_other_value(call, name, value):
+    spec = nlc.NonLocalSpec(channels=3, norm="batch")
+    params = nlc.init_params(spec, np.random.default_rng(0))
+    with pytest.raises(TypeError, match=f"^`{name}` must be a bool. Got "):
+        call(np.ones((2, 4, 3)), params, spec, **{name: value})
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        nlc.param_shapes,
+        lambda spec: nlc.init_params(spec, np.random.default_rng(0)),
+        lambda spec: nlc.fold_norm({}, spec),
+    ],
+    ids=["shapes", "new", "folded"],
+)
+def test_a_spec_is_no_other_value(call):
+    with pytest.raises(TypeError, match=exactly("`spec` must be a NonLocalSpec. Got 'official' of type str.")):
+        call("official")
+
+
+def test_arrays_of_several_libraries_are_refused_by_name():
+    spec, x = nlc.NonLocalSpec(channels=3), np.ones((2, 4, 3))
+    params = nlc.init_params(spec, np.random.default_rng(0))
+    other = {**params, "g.bias": torch.zeros(1, dtype=torch.float64)}
+    with pytest.raises(
+        TypeError,
+        match=exactly("`params['g.bias']` must be an array of the same library as `x`. Got shape (1,) of type Tensor."),
+    ):
+        nlc.nonlocal_block(x, other, spec)
+    with pytest.raises(TypeError, match=r"^`phi` must be an array of the same library as `theta`\."):
+        nlc.nonlocal_op(x, torch.ones(2, 4, 3), x)
 
 
 @pytest.mark.parametrize("call", [nlc.nonlocal_block, BLOCKS["gradients"]], ids=["block", "gradients"])

@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 import torch
+from network import Networks
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from nonlocal_conformance.capabilities import CAPABILITIES
@@ -18,7 +19,7 @@ from nonlocal_conformance.memory import peak_resident
 from nonlocal_core import NonLocalSpec, param_shapes
 from nonlocal_core.arguments import check_positions
 from nonlocal_core.planning import METHODS, check_method
-from nonlocal_core.spec.calls import check_op
+from nonlocal_core.spec.calls import check_op, check_scores
 from nonlocal_core.spec.parameters import STATISTICS, check_params
 
 QUERIES = 64
@@ -70,7 +71,7 @@ class Recomputed(torch.autograd.Function):
         return None, *(next(found) if a.requires_grad else None for a in given)
 
 
-class Textbook:
+class Textbook(Networks):
     """The driver, and the steps that it is made of."""
 
     name = "textbook"
@@ -198,7 +199,8 @@ class Textbook:
         """Return the scaled scores (n, m) of theta (C', n) and phi (C', m)."""
         theta, phi = self.wide(theta), self.wide(phi)
         if callable(form.pairwise):
-            return form.scale * form.pairwise(theta.T[None], phi.T[None])[0]
+            given = (theta.T[None], phi.T[None])
+            return form.scale * check_scores(form.pairwise(*given), *given)[0]
         if form.pairwise != "concatenation":
             return (form.scale * theta).T @ phi
         size = (-1, theta.shape[1], phi.shape[1])
@@ -268,30 +270,52 @@ class Textbook:
             return np.ones((x.shape[0], math.prod(x.shape[2:])), bool)
         return key_mask.astype(bool).reshape(x.shape[0], -1)
 
-    def moments(self, r):
-        """Return the mean and the biased variance of each channel of (B, C, N)."""
-        mean = r.mean(dim=(0, 2))
-        return mean, ((r - mean[:, None]) ** 2).mean(dim=(0, 2))
+    def admit(self, flat, mask):
+        """Return (B, C, N) with 0 at the masked positions that are not finite, and which those are (B, 1, N)."""
+        lost = ~torch.from_numpy(mask)[:, None] & ~flat.isfinite().all(dim=1, keepdim=True)
+        return flat if mask.all() else flat.masked_fill(lost, 0), lost
 
-    def standardize(self, block, r, training):
-        """Return r less the mean, in units of the standard deviation: the input's in training, else the running."""
-        mean, variance = self.moments(r) if training else (block.params[name] for name in STATISTICS)
+    def release(self, z, lost):
+        """Return z (B, C, N) with NaN at the positions that were taken for 0."""
+        return z.masked_fill(lost, math.nan)
+
+    def counted(self, mask, training):
+        """Return which positions (B, N) give the statistics, or None where the running ones serve."""
+        return mask if training and mask.any() else None
+
+    def moments(self, r):
+        """Return the mean and the biased variance of each channel of (C, n)."""
+        mean = r.mean(dim=1)
+        return mean, ((r - mean[:, None]) ** 2).mean(dim=1)
+
+    def pick(self, r, counted):
+        """Return the chosen positions (C, n) of (B, C, N)."""
+        return r.movedim(1, 0).flatten(1)[:, torch.from_numpy(np.flatnonzero(counted))]
+
+    def serving(self, block, r, counted):
+        """Return the mean and the variance that normalise: those of the positions that count, or the running ones."""
+        running = [block.params[name] for name in STATISTICS]
+        return running if counted is None else self.moments(self.pick(r, counted))
+
+    def standardize(self, block, r, counted):
+        """Return r less the mean, in units of the standard deviation."""
+        mean, variance = self.serving(block, r, counted)
         return (r - mean[:, None]) / (variance + block.spec.norm_epsilon).sqrt()[:, None]
 
     def update(self, block, r):
-        """Return the running statistics after a step in training."""
+        """Return the running statistics after a step in training on the positions (C, n)."""
         mean, _ = self.moments(r)
-        new = {"norm.mean": mean, "norm.variance": r.var(dim=(0, 2), correction=1)}
+        new = {"norm.mean": mean, "norm.variance": r.var(dim=1, correction=1)}
         share = block.spec.norm_momentum
         return {name: (1 - share) * block.params[name] + share * value.detach() for name, value in new.items()}
 
-    def norm(self, block, r, training):
+    def norm(self, block, r, counted):
         """Return the normalised branch (B, C, N)."""
         r = self.wide(r)
         if block.spec.norm is None:
             return r
         if block.spec.norm == "batch":
-            r = self.standardize(block, r, training)
+            r = self.standardize(block, r, counted)
         return r * block.params["norm.weight"][:, None] + block.params["norm.bias"][:, None]
 
     def residual(self, block, x, r):
@@ -306,18 +330,21 @@ class Textbook:
 
     def call(self, block, x, key_mask=None, training=False):
         """Return z for `x` (B, C, *S) and `key_mask` (B, *S); in training the statistics move."""
-        flat, mask, sets = self.flatten(x), self.mask(key_mask, x), self.sets(block.spec, x.shape[2:])
+        mask, sets = self.mask(key_mask, x), self.sets(block.spec, x.shape[2:])
+        flat, lost = self.admit(self.flatten(x), mask)
+        counted = self.counted(mask, training)
         y = torch.stack([self.gather(block, *sample, sets) for sample in zip(flat, mask, strict=True)])
         r = self.project(block, "out", y.movedim(0, 1)).movedim(1, 0)
-        z = self.residual(block, flat, self.norm(block, r, training))
-        if training and block.spec.norm == "batch":
-            for name, value in self.update(block, self.wide(r)).items():
+        z = self.release(self.residual(block, flat, self.norm(block, r, counted)), lost)
+        if counted is not None and block.spec.norm == "batch":
+            for name, value in self.update(block, self.pick(self.wide(r), counted)).items():
                 block.params[name].copy_(value)
         return self.layout(self.unflatten(z, x), x)
 
     def rows(self, block, x, positions, key_mask):
         """Return the rows of the weights at some positions (B, Q, M)."""
-        flat, mask, sets = self.flatten(x), self.mask(key_mask, x), self.sets(block.spec, x.shape[2:])
+        mask, sets = self.mask(key_mask, x), self.sets(block.spec, x.shape[2:])
+        flat, lost = self.admit(self.flatten(x), mask)
         first = np.concatenate([windows[:, 0] for _, windows in sets])
         number = {position: key for key, position in enumerate(np.sort(first))}
         full = torch.zeros(len(flat), flat.shape[2], len(first), dtype=x.dtype)
@@ -328,7 +355,7 @@ class Textbook:
                 columns = [number[position] for position in windows[:, 0]]
                 weights = self.weights(self.form(block), theta[:, queries], phi, keys)
                 full[sample, queries[:, None], columns] = weights.to(x.dtype)
-        return full[:, positions]
+        return self.release(full.mT, lost).mT[:, positions]
 
     # The protocol of a driver
 
@@ -396,7 +423,7 @@ class Textbook:
         leaves, given = self.leaves(block), self.input(x).requires_grad_()
         every = [given, *leaves.values()]
         z = self.call(block, given, key_mask, training)
-        first = torch.autograd.grad(z, every, self.input(dz), create_graph=True)
+        first = torch.autograd.grad(z, every, self.input(dz), create_graph=True, materialize_grads=True)
         along = [self.input(vx), *(self.tensor(vparams[name]) for name in leaves)]
         product = sum((d * v).sum() for d, v in zip(first, along, strict=True))
         second = torch.autograd.grad(product, every, materialize_grads=True)
@@ -462,6 +489,10 @@ class Textbook:
         if name in {"norm.weight", "norm.variance"}:
             return torch.ones(shape)
         return torch.randn(shape) * 0.01 if name.endswith(".weight") else torch.zeros(shape)
+
+    def create(self, **options):
+        """Return the spec of a block with these options."""
+        return NonLocalSpec(**options)
 
     def rebuilt(self, spec):
         """Return the spec as it comes back from a file."""

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import nonlocal_core as nlc
-from nonlocal_jax import NonLocalBlock, nonlocal_block, nonlocal_op
+from nonlocal_jax import NonLocalBlock, nonlocal_block, nonlocal_op, updated_statistics
 
 FORMS = {
     "gaussian": "streamed",
@@ -90,6 +91,25 @@ def mapped(form):
     inside = jax.shard_map(function, mesh=mesh_of(AxisType.Auto), **cuts)
     expected = jax.jit(with_gradients(function))(x, params)
     assert_close(jax.jit(with_gradients(inside))(x, params), expected, form)
+
+
+def synchronised(form):
+    """With the name of the mapped axis, statistics and gradients are those of the whole batch, however it is masked."""
+    spec, params, x = case(form, norm="batch")
+    cuts = {"mesh": mesh_of(AxisType.Auto), "in_specs": (EVERY, PartitionSpec(), EVERY)}
+    for mask in (None, np.arange(x[..., 0].size).reshape(x.shape[:-1]) % 97 > np.arange(len(x))[:, None, None] * 9):
+
+        def function(x, params, mask, axis_name=None):
+            return nonlocal_block(x, params, spec, mask, training=True, axis_name=axis_name)
+
+        def moved(x, params, mask, axis_name=None):
+            return updated_statistics(x, params, spec, mask, unbiased=True, axis_name=axis_name)
+
+        together = partial(jax.shard_map, **cuts)(partial(function, axis_name="samples"), out_specs=EVERY)
+        found = jax.jit(with_gradients(lambda *args: together(*args, mask)))(x, params)  # noqa: B023 - called at once
+        assert_close(found, jax.jit(with_gradients(lambda *args: function(*args, mask)))(x, params), form)  # noqa: B023
+        together = partial(jax.shard_map, **cuts)(partial(moved, axis_name="samples"), out_specs=PartitionSpec())
+        assert_close(jax.jit(together)(x, params, mask), moved(x, params, mask), form)
 
 
 def collectives(form):

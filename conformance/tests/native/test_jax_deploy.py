@@ -220,6 +220,6 @@ def test_a_batch_on_eight_devices_gives_what_one_gives_and_imported_parameters_s
     run_on(8, "-c", EIGHT_DEVICES)
 
 
-@pytest.mark.parametrize("what", ["explicit", "mapped", "collectives"])
+@pytest.mark.parametrize("what", ["explicit", "mapped", "synchronised", "collectives"])
 def test_a_batch_spread_over_devices_gives_what_one_gives_and_each_works_on_its_own_part(what):
     run_on(4, Path(__file__).with_name("jax_devices.py"), what)

@@ -120,22 +120,6 @@ def randomised(model):
 # Insertion
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize("norm", [None, "batch", "affine"])
-def test_a_network_computes_the_same_before_and_after(norm, training):
-    plain, model = network(training=training), network(training=training)
-    insertions = insert_nonlocal(model, PLACES, example_input=IMAGES, norm=norm)
-    assert [insertion.name for insertion in insertions] == [f"{place}.nonlocal_block" for place in PLACES]
-    outputs = plain(IMAGES), model(IMAGES)
-    assert torch.equal(*outputs)
-    for output in outputs:
-        output.square().sum().backward()
-    state, parameters = model.state_dict(), dict(model.named_parameters())
-    assert all(torch.equal(state[name], tensor) for name, tensor in plain.state_dict().items())
-    assert all(torch.equal(parameters[name].grad, a.grad) for name, a in plain.named_parameters())
-    assert check_identity(model) is None
-
-
 def test_what_follows_sees_what_the_blocks_give():
     plain, model = network(training=False), network(training=False)
     insert_nonlocal(model, ["layer2.1", "layer4"], example_input=IMAGES)
@@ -204,13 +188,14 @@ def test_the_example_may_be_a_tensor_a_tuple_or_a_dict(example_input):
     assert insertion.shape == (2, 5, 7, 6)
 
 
-def test_a_block_has_the_dtype_and_the_mode_of_its_place():
+def test_a_block_has_the_dtype_and_the_mode_of_its_place_and_the_method_that_was_asked_for():
     model = network().double()
     model.layer2.eval()
-    insert_nonlocal(model, ["layer2.1", "layer3.1"], example_input=IMAGES.double())
+    insert_nonlocal(model, ["layer2.1", "layer3.1"], example_input=IMAGES.double(), method="streamed")
     blocks = model.layer2[1].nonlocal_block, model.layer3[1].nonlocal_block
     assert [{p.dtype for p in block.parameters()} for block in blocks] == [{torch.float64}] * 2
     assert [block.training for block in blocks] == [False, True]
+    assert [block.method for block in blocks] == ["streamed"] * 2
 
 
 def test_under_autocast_a_block_has_the_dtype_of_the_parameters():
@@ -218,16 +203,6 @@ def test_under_autocast_a_block_has_the_dtype_of_the_parameters():
     with torch.autocast("cpu", torch.bfloat16):
         insert_nonlocal(model, ["1"], example_input=IMAGES)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-
-
-def test_options_and_method_reach_every_block():
-    model = network()
-    insert_nonlocal(
-        model, PLACES[:2], example_input=IMAGES, method="sorted", pairwise="concatenation", inner_channels=2
-    )
-    blocks = [model.get_submodule(place).nonlocal_block for place in PLACES[:2]]
-    expected = nlc.NonLocalSpec(channels=6, pairwise="concatenation", inner_channels=2)
-    assert [(block.spec, block.method) for block in blocks] == [(expected, "sorted")] * 2
 
 
 def test_an_optimiser_trains_the_blocks():
@@ -401,10 +376,6 @@ ONCE = "`after` must be passed once in a run of the network. Got "
         (["flat"], f"{FLOW}'flat', which gives float32 of shape (2, 210)"),
         (["plain"], f"{FLOW}'plain', which gives float32 of shape (420,)"),
         (["conv", "alias"], "`after` must have no block yet. Got 'alias', which has one"),
-        (["conv", "convs"], "`after` must be in the network. Got 'convs'; near names: 'conv'"),
-        (["conv", "conv"], "`after` must name each place once. Got 'conv'"),
-        ([""], "`after` must be in the network. Got ''; near names: none"),
-        ([], "`after` must name at least one place. Got []"),
         ({"res4": [1]}, "`after` must be names, since stages are known in one ResNet"),
     ],
 )
@@ -428,13 +399,9 @@ def test_a_sequential_with_a_forward_of_its_own_takes_a_block(place):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"axes": "time"}, ValueError, "`x` must have 3 spatial axes, as the options require. Got 2 spatial axes"),
-        ({"subsample": 6}, ValueError, "`subsample` must leave at least one window on spatial axis 0"),
-        ({"pairwise": "cosine"}, ValueError, "`pairwise` must be one of"),
         ({"method": "sorted"}, ValueError, "`method` must be 'auto', 'pairwise' or 'streamed'"),
-        ({"channels": 6}, TypeError, "multiple values for keyword argument 'channels'"),
-        ({"subsampel": 2}, TypeError, "unexpected keyword argument 'subsampel'"),
-        ({"after": "layer2.1"}, TypeError, "`after` must be a list of names, or positions by stage"),
+        ({"channels": 6}, TypeError, "`channels` must be an option of insert_nonlocal"),
+        ({"subsampel": 2}, TypeError, "`subsampel` must be an option of insert_nonlocal"),
         ({"example_input": random(2, 5, 5, 7)}, RuntimeError, "expected input.* to have 3 channels"),
     ],
 )
@@ -445,15 +412,6 @@ def test_what_fails_leaves_the_network_as_it_was(options, error, words):
         insert_nonlocal(model, **{"after": ["layer2.1", "layer4"], "example_input": IMAGES} | options)
     after = state_of(model)
     torch.testing.assert_close(after[:3], before[:3], rtol=0, atol=0)
-
-
-def test_a_second_block_at_a_place_is_refused():
-    model = network()
-    insert_nonlocal(model, ["layer2.1"], example_input=IMAGES)
-    before = state_of(model)
-    with pytest.raises(ValueError, match=r"`after` must have no block yet\. Got 'layer2\.1', which has one"):
-        insert_nonlocal(model, ["layer3.1", "layer2.1"], example_input=IMAGES)
-    torch.testing.assert_close(state_of(model), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -538,11 +496,6 @@ def test_a_host_that_initialises_again_is_noticed(kinds, norm, named):
         check_identity(model)
 
 
-def test_a_network_without_blocks_has_none_to_check():
-    with pytest.raises(ValueError, match=r"`model` must have at least one non-local block\. Got none"):
-        check_identity(network())
-
-
 # Attention
 
 
@@ -576,21 +529,6 @@ def test_rows_are_those_of_the_block_on_what_entered_it_under_its_mask(keyword, 
     assert not np.allclose(found.weights, unmasked.numpy(), rtol=0.1)
 
 
-@pytest.mark.parametrize("block", ["layer3.1", "layer3.1.nonlocal_block"])
-@pytest.mark.parametrize("positions", [None, [34, 0], torch.tensor([5])], ids=["all", "list", "tensor"])
-def test_a_block_is_found_by_its_place_and_by_its_name(block, positions):
-    model = network(training=False)
-    insert_nonlocal(model, ["layer2.1", "layer3.1"], example_input=IMAGES)
-    randomised(model)
-    found = attention_of(model, IMAGES, block, positions)
-    child = model.layer3[1].nonlocal_block
-    model.layer3[1].nonlocal_block = nn.Identity()
-    with torch.no_grad():
-        entered = model.layer3[:2](model.layer2(model.layer1(IMAGES)))
-        np.testing.assert_array_equal(found.weights, child.attention(entered, positions).numpy())
-    assert found.positions.tolist() == (list(range(35)) if positions is None else list(positions))
-
-
 def test_attention_of_bfloat16_is_given_as_float32():
     block = NonLocalBlock(3, dtype=torch.bfloat16)
     found = attention_of(block, IMAGES.bfloat16(), positions=[1])
@@ -598,20 +536,6 @@ def test_attention_of_bfloat16_is_given_as_float32():
     with torch.no_grad():
         expected = block.attention(IMAGES.bfloat16(), [1]).float()
     np.testing.assert_array_equal(found.weights, expected.numpy())
-
-
-@pytest.mark.parametrize(
-    ("block", "words"),
-    [
-        (None, "Got None; blocks: 'layer2.1.nonlocal_block', 'layer3.1.nonlocal_block'"),
-        ("layer3.2", "Got 'layer3.2'; blocks: 'layer2.1.nonlocal_block', 'layer3.1.nonlocal_block'"),
-    ],
-)
-def test_a_block_that_is_not_there_is_refused(block, words):
-    model = network()
-    insert_nonlocal(model, ["layer2.1", "layer3.1"], example_input=IMAGES)
-    with pytest.raises(ValueError, match=f"`block` must be the name of a non-local block or of the place.*{words}"):
-        attention_of(model, IMAGES, block, positions=[0])
 
 
 def test_a_block_that_runs_twice_is_refused():

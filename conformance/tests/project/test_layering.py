@@ -55,7 +55,7 @@ def forbidden_to_adapter(source, adapter):
 def forbidden_to_suite(source, module):
     """Return what a module of the suite imports and must not; `module` is its path within the suite."""
     own = f"nonlocal_{Path(module).stem}"
-    allowed = {own, *FRAMEWORKS.get(own, ())} if Path(module).parent == Path("drivers") else set()
+    allowed = {own, *FRAMEWORKS.get(own, ())} if Path(module).parent.name in {"drivers", "networks"} else set()
     return imported(source) & FOREIGN - allowed
 
 
@@ -206,6 +206,8 @@ def test_the_suite_imports_an_adapter_only_in_its_driver(path):
     ("module", "found"),
     [
         ("drivers/torch.py", set()),
+        ("networks/torch.py", set()),
+        ("checks/torch.py", {"nonlocal_torch", "torch"}),
         ("drivers/jax.py", {"nonlocal_torch", "torch"}),
         ("drivers/__init__.py", {"nonlocal_torch", "torch"}),
         ("torch.py", {"nonlocal_torch", "torch"}),
@@ -232,3 +234,16 @@ def test_the_look_at_a_fresh_interpreter_finds_a_framework(tmp_path):
     (tmp_path / "leak.py").write_text("import tensorflow", encoding="utf-8")
     (tmp_path / "tensorflow.py").touch()
     assert loaded("import leak", path=[tmp_path]) == ["tensorflow"]
+
+
+def main():
+    """Print which rooms each room of the wheel imports from."""
+    rooms = {}
+    for name, found in imports_of_the_house().items():
+        mine, *others = (".".join(module.split(".")[:2]) for module in (name, *sorted(found)))
+        rooms.setdefault(mine, set()).update(other for other in others if other != mine)
+    sys.stdout.writelines(f"{room}: {', '.join(sorted(others)) or '-'}\n" for room, others in sorted(rooms.items()))
+
+
+if __name__ == "__main__":
+    main()

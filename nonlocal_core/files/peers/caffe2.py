@@ -6,10 +6,12 @@ import dataclasses
 import math
 import os
 import pickletools
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+
+from nonlocal_core.errors import shortened
+from nonlocal_core.files.regular import read_file
 
 __all__ = ["read_caffe2"]
 
@@ -21,6 +23,8 @@ _DTYPES = ("b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _INTEGERS = {"BININT", "BININT1", "BININT2", "LONG1"}
 _TEXTS = {"SHORT_BINSTRING", "BINSTRING", "SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8"}
+_AXES = 64
+"""How many axes an array of NumPy has at most."""
 _LITERALS = {*_INTEGERS, *_TEXTS, "BINFLOAT"}
 
 
@@ -46,7 +50,8 @@ def read_caffe2(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]
         From the names of the blobs to arrays; a number is an array without axes.
 
     Raises:
-        ValueError: if the file is damaged, or holds anything but arrays and numbers by name.
+        TypeError: if `path` is no path.
+        ValueError: if the file is damaged, holds anything but arrays and numbers by name, or is no regular file.
         OSError: if the file cannot be read.
 
     Example:
@@ -57,18 +62,18 @@ def read_caffe2(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]
         ...     read_caffe2(file.name)
         {'nonlocal_conv3_1_g_b': array([0., 1., 2.])}
     """
-    content = Path(path).read_bytes()
+    content = read_file(path)
     try:
         blobs = _follow(content)
         if isinstance(blobs, dict) and isinstance(blobs.get("blobs"), dict):
             blobs = blobs["blobs"]
         if not isinstance(blobs, dict):
             _refuse(f"a {type(blobs).__name__}")
-        return {name: _array(blob) for name, blob in blobs.items()}
+        return _arrays(blobs, len(content))
     # What a damaged file makes of the stack, of a shape, or of a size.
     except (ValueError, TypeError, LookupError, OverflowError, MemoryError) as error:
         rule = "name a whole pickle of arrays by name"
-        message = f"`path` must {rule}. Got {os.fspath(path)!r}: {error}"
+        message = f"`path` must {rule}. Got {os.fspath(path)!r}: {shortened(str(error))}"
         raise ValueError(message) from error
 
 
@@ -83,8 +88,10 @@ def _follow(content: bytes) -> Any:  # noqa: C901, PLR0912 - a case for each opc
     marks: list[int] = []
     memo: dict[int, Any] = {}
     argument: Any
-    for opcode, argument, _ in pickletools.genops(content):
+    for opcode, argument, position in pickletools.genops(content):
         match opcode.name:
+            case "STOP" if len(stack) > 1 or position != len(content) - 1:
+                _refuse("more than one value, or bytes after its end")
             case "PROTO" | "FRAME" | "STOP":
                 pass
             case name if name in _LITERALS:
@@ -115,7 +122,7 @@ def _follow(content: bytes) -> Any:  # noqa: C901, PLR0912 - a case for each opc
                 stack[-2:] = [dataclasses.replace(_call(stack[-2]), arguments=stack[-1])]
             case "BUILD":
                 state = stack.pop()
-                _call(stack[-1]).state = state
+                _build(_call(stack[-1]), state)
             case "SETITEM":
                 _put(stack[-3], stack[-2:])
                 del stack[-2:]
@@ -142,19 +149,46 @@ def _call(value: Any) -> _Call:
     return value
 
 
+def _build(call: _Call, state: Any) -> None:
+    """Give a call its state."""
+    if call.state is not None:
+        _refuse("a state twice")
+    call.state = state
+
+
 def _put(blobs: Any, items: list[Any]) -> None:
     """Put names and values, in turn, into a dict; a name is a string, since the hash of anything else may never end."""
     names, values = items[::2], items[1::2]
     if not isinstance(blobs, dict) or not all(isinstance(name, str) for name in names):
         _refuse("a dict whose keys are not strings")
+    before = len(blobs)
     blobs.update(zip(names, values, strict=True))
+    if len(blobs) < before + len(names):
+        _refuse("a name twice")
 
 
-def _array(value: Any) -> np.ndarray[Any, Any]:
-    """Return the array that a pickle describes."""
-    if isinstance(value, int | float):
-        return np.asarray(value, dtype=np.float64 if isinstance(value, float) else np.int64)
-    call = _call(value)
+def _arrays(blobs: dict[str, Any], most: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the arrays that a pickle of `most` bytes describes; one under several names is made once."""
+    calls = {id(blob): blob for blob in blobs.values() if isinstance(blob, _Call)}
+    made: dict[int, np.ndarray[Any, Any]] = {}
+    room = most
+    for key, call in calls.items():
+        made[key] = _array(call, most)
+        room -= made[key].nbytes
+        if room < 0:
+            _refuse("the same bytes in several arrays")
+    return {name: made[id(blob)] if id(blob) in made else _number(blob) for name, blob in blobs.items()}
+
+
+def _number(value: Any) -> np.ndarray[Any, Any]:
+    """Return a number of a pickle as an array without axes."""
+    if not isinstance(value, int | float):
+        _refuse(f"a call of a {type(value).__name__}")
+    return np.asarray(value, dtype=np.float64 if isinstance(value, float) else np.int64)
+
+
+def _array(call: _Call, most: int) -> np.ndarray[Any, Any]:
+    """Return the array that a pickle of `most` bytes describes."""
     if call.function in _ARRAYS:
         _, shape, dtype, by_columns, content = call.state
     elif call.function in _SCALARS:
@@ -162,8 +196,10 @@ def _array(value: Any) -> np.ndarray[Any, Any]:
     else:
         _refuse(call.function)
     kind, raw = _dtype(dtype), _bytes(content)
-    if not isinstance(shape, tuple) or not all(isinstance(size, int) and size >= 0 for size in shape):
-        _refuse("an array without a shape")
+    # Each size is small before they are multiplied or shown: a file may name one long number again and again.
+    fits = isinstance(shape, tuple) and len(shape) <= _AXES
+    if not fits or not all(isinstance(size, int) and 0 <= size <= most for size in shape):
+        _refuse("an array without a shape that fits into the file")
     if math.prod(shape) * kind.itemsize != len(raw):
         _refuse(f"{len(raw)} bytes for an array of shape {shape} and dtype {kind}")
     found = np.ndarray(shape, kind, raw, order="F" if by_columns else "C")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from nonlocal_core.files.peers.layouts import LAYOUTS
-from nonlocal_core.files.peers.matching import check_state_dict, match, under
+from nonlocal_core.files.peers.matching import check_state_dict, full_prefix, match, under
 from nonlocal_core.spec.presets import PRESETS
 
 __all__ = ["find_peer_blocks", "recognise"]
@@ -17,6 +19,8 @@ _LAST = {
     for layout in LAYOUTS.values()
     for normed in (False, True)
 }
+_MOST = 64
+"""More keys than any block has."""
 
 
 def find_peer_blocks(state_dict: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -52,15 +56,40 @@ def find_peer_blocks(state_dict: Mapping[str, Any]) -> list[tuple[str, str]]:
         for separator, key in sorted(_LAST)
         if name == key or name.endswith(separator + key)
     )
-    found = {prefix: recognise(state_dict, prefix) for prefix in prefixes}
+    kept = {
+        layout.style.ignored: sorted(name for name in state_dict if not name.endswith(layout.style.ignored))
+        for layout in LAYOUTS.values()
+    }
+    rank = functools.cache(_rank)  # the blocks of one network have the same keys
+    found = {}
+    for prefix in prefixes:
+        below = {
+            peer: _below(kept[layout.style.ignored], full_prefix(prefix, layout.style.separator))
+            for peer, layout in LAYOUTS.items()
+        }
+        found[prefix] = _most_usual(below, rank)
     return [(prefix, peer) for prefix, peer in found.items() if peer is not None]
 
 
 def recognise(state_dict: Mapping[str, Any], prefix: str) -> str | None:
     """Return the implementation of the block called `prefix`: of several, the one to which its norm is most usual."""
-    usual = {}
-    for peer, layout in LAYOUTS.items():
-        block = match(peer, under(state_dict, prefix, layout.style.separator))
-        if block.is_whole:
-            usual[peer] = PRESETS[peer].norms.index(block.told["norm"])
+    below = {peer: under(state_dict, prefix, layout.style.separator) for peer, layout in LAYOUTS.items()}
+    return _most_usual(below, _rank)
+
+
+def _below(names: list[str], start: str) -> tuple[str, ...]:
+    """Return the rest of the names that begin with `start`, in order; of more than any block has, the first."""
+    first = bisect_left(names, start)
+    return tuple(name.removeprefix(start) for name in names[first : first + _MOST] if name.startswith(start))
+
+
+def _most_usual(names: Mapping[str, Collection[str]], rank: Callable[..., int | None]) -> str | None:
+    """Return the implementation to which the norm is most usual, from the keys of the block for each."""
+    usual = {peer: found for peer, keys in names.items() if (found := rank(peer, keys)) is not None}
     return min(usual, key=usual.__getitem__, default=None)
+
+
+def _rank(peer: str, names: Collection[str]) -> int | None:
+    """Return the place of the norm among those of an implementation; None: these are not the keys of its block."""
+    block = match(peer, names)
+    return PRESETS[peer].norms.index(block.told["norm"]) if block.is_whole else None

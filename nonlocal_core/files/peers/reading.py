@@ -16,7 +16,7 @@ from nonlocal_core.files.peers.finding import find_peer_blocks, recognise
 from nonlocal_core.files.peers.layouts import LAYOUTS
 from nonlocal_core.files.peers.matching import Match, check_state_dict, match, under
 from nonlocal_core.spec import NonLocalSpec
-from nonlocal_core.spec.options import SpecOptions, normal_bias
+from nonlocal_core.spec.options import SpecOptions, check_options, normal_bias
 from nonlocal_core.spec.parameters import param_shapes
 from nonlocal_core.spec.presets import HALVES, PRESETS, preset_options
 
@@ -65,10 +65,7 @@ def from_peer(
         >>> spec.inner_channels, spec.subsample, params["out.weight"].shape
         (2, None, (4, 2))
     """
-    for option in options:
-        if option not in SpecOptions.__annotations__:
-            message = f"from_peer() got an unexpected keyword argument {option!r}"
-            raise TypeError(message)
+    check_options(from_peer, options)
     check_state_dict(state_dict)
     check_choice("peer", peer, tuple(LAYOUTS))
     layout, preset = LAYOUTS[peer], PRESETS[peer]

@@ -114,9 +114,9 @@ class _FirstOrder(torch.autograd.Function):
 
 
 @fault("standardize", "second_derivatives")
-def the_norm_is_of_first_order(self, block, r, training):
+def the_norm_is_of_first_order(self, block, r, counted):
     """What passes backwards through it is a constant to the second derivative."""
-    return _FirstOrder.apply(Textbook.standardize(self, block, r, training))
+    return _FirstOrder.apply(Textbook.standardize(self, block, r, counted))
 
 
 @fault("hvp", "second_derivatives")

@@ -6,6 +6,7 @@ import torch
 from textbook import Textbook
 
 from faulty import fault
+from nonlocal_core import NonLocalSpec
 from nonlocal_core.spec.calls import check_op
 from nonlocal_core.spec.parameters import check_params
 
@@ -340,3 +341,39 @@ def the_operation_resolves_named_scales(self, theta, phi, g, **options):
     """The scale "inner" is accepted where no spec says what it is."""
     check_op(theta, phi, g, **{**options, "scale": None})
     return theta
+
+
+@fault("op", "errors")
+def the_operation_converts_its_weight(self, theta, phi, g, **options):
+    """w_f of integers is taken for floats."""
+    if isinstance(weight := options.get("concat_weight"), np.ndarray) and weight.dtype.kind == "i":
+        options["concat_weight"] = weight.astype(np.float32)
+    return Textbook.op(self, theta, phi, g, **options)
+
+
+@fault("scores", "errors")
+def scores_are_broadcast(self, form, theta, phi):
+    """What a function gives for a query alone counts for all keys."""
+    if not callable(form.pairwise):
+        return Textbook.scores(self, form, theta, phi)
+    return torch.as_tensor(form.pairwise(theta.T[None], phi.T[None])).expand(1, theta.shape[1], phi.shape[1])[0]
+
+
+@fault("create", "errors")
+def unknown_options_vanish(self, **options):
+    """A misspelt option has no effect. Seen in a public model library."""
+    return NonLocalSpec(**{name: a for name, a in options.items() if name in NonLocalSpec.__dataclass_fields__})
+
+
+@fault("create", "errors")
+def a_fraction_of_channels_is_cut(self, **options):
+    """A size may be a float."""
+    return NonLocalSpec(
+        **{name: int(a) if name == "channels" and isinstance(a, float) else a for name, a in options.items()}
+    )
+
+
+@fault("initial", "errors")
+def a_block_of_anything_is_begun(self, spec, seed=0):
+    """What is no spec is asked for what a spec has."""
+    return {"out.bias": np.zeros(spec.channels)}

@@ -24,7 +24,7 @@ def the_mask_is_inverted(self, key_mask, x):
 def the_mask_of_the_first_sample_serves_all(self, key_mask, x):
     """The batch axis of the mask is lost."""
     mask = Textbook.mask(self, key_mask, x)
-    return np.broadcast_to(mask[:1], mask.shape)
+    return np.repeat(mask[:1], len(mask), axis=0)
 
 
 @fault("mask", "forward", "permutation")
@@ -88,19 +88,43 @@ def a_query_without_keys_is_not_a_number(self, form, theta, phi, g, valid):
     return Textbook.aggregate(self, form, theta, phi, g, valid) * (1.0 if valid.any() else torch.nan)
 
 
-@fault("gather", "masked_positions")
-def masked_values_are_multiplied_by_zero(self, block, x, mask, sets):
-    """An infinite value at a masked position makes every sum NaN."""
-    form, theta = self.form(block), self.embed(block, "theta", x)
-    if any(windows.shape[1] > 1 for _, windows in sets):
-        return Textbook.gather(self, block, x, mask, sets)
-    parts = []
-    for queries, windows in sets:
-        phi, g, _ = self.keys(block, x, np.ones_like(mask), windows)
-        valid = mask[queries]
-        weights = self.weights(form, theta[:, queries], phi, valid)
-        parts.append(self.combine(weights, g * torch.from_numpy(valid)))
-    return torch.cat(parts, dim=1)[:, np.argsort(np.concatenate([queries for queries, _ in sets]))]
+@fault("admit", "masked_positions", "masked_gradients", "masked_attention")
+def padding_goes_in_as_it_is(self, flat, mask):
+    """What is no number at a masked position is hidden as a key, and its weights times 0 are none in a gradient."""
+    return flat, torch.zeros(len(flat), 1, flat.shape[2], dtype=torch.bool)
+
+
+@fault("admit", "masked_gradients")
+def padding_goes_in_as_it_is_and_comes_out_as_nan(self, flat, mask):
+    """The output is right; the gradients have 0 times what is no number."""
+    return flat, Textbook.admit(self, flat, mask)[1]
+
+
+@fault("admit", "masked_positions", "masked_attention")
+def only_nan_counts_as_no_number(self, flat, mask):
+    """Infinities go in."""
+    lost = ~torch.from_numpy(mask)[:, None] & flat.isnan().any(dim=1, keepdim=True)
+    return flat.masked_fill(lost, 0), lost
+
+
+@fault("admit", "masked_positions")
+def positions_that_are_no_numbers_are_hidden_without_a_mask(self, flat, mask):
+    """A NaN at a key that takes part is taken for 0, and nobody sees it."""
+    lost = ~flat.isfinite().all(dim=1, keepdim=True)
+    return flat.masked_fill(lost, 0), lost & ~torch.from_numpy(mask)[:, None]
+
+
+@fault("admit", "masked_positions", "masked_gradients")
+def each_channel_of_the_padding_is_on_its_own(self, flat, mask):
+    """Only the channels that are no number go in as 0 and come out as NaN."""
+    lost = ~torch.from_numpy(mask)[:, None] & ~flat.isfinite()
+    return flat.masked_fill(lost, 0), lost
+
+
+@fault("release", "masked_positions", "masked_attention")
+def padding_that_is_no_number_comes_out_as_if_it_were_zero(self, z, lost):
+    """Nobody sees that it was none."""
+    return z
 
 
 @fault("aggregate", "masked_keys")

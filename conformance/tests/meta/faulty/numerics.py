@@ -96,10 +96,11 @@ def the_input_is_overwritten(_, block, x, r):
     return x.add_(r) if block.spec.residual else r.to(x.dtype)
 
 
-@fault("gather", "arguments_unchanged")
-def masked_positions_of_the_input_are_overwritten(self, block, x, mask, sets):
+@fault("call", "arguments_unchanged")
+def masked_positions_of_the_input_are_overwritten(self, block, x, key_mask=None, training=False):
     """The tensor of the caller is masked in place."""
-    return Textbook.gather(self, block, x.masked_fill_(~torch.from_numpy(mask), 0), mask, sets)
+    x = x if key_mask is None else x.masked_fill_(~torch.from_numpy(key_mask)[:, None], 0)
+    return Textbook.call(self, block, x, key_mask, training)
 
 
 @fault("call", "determinism")
