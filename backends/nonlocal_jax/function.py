@@ -19,6 +19,8 @@ from nonlocal_jax.norm import AxisName, Params, running_statistics
 
 __all__ = ["attention", "nonlocal_block", "updated_statistics"]
 
+_psum: Any = lax.psum  # which has no types
+
 
 def nonlocal_block(
     x: Array,
@@ -33,8 +35,8 @@ def nonlocal_block(
 ) -> Array:
     """Compute the non-local block, z_i = x_i + norm(W_z y_i + b_z) (equation 6 of the paper).
 
-    `spec`, `training`, `method`, `dtype` and `axis_name` are static under `jax.jit`. The gradient of the parameters is that
-    of `argnums=1`; the running statistics among them get none.
+    `spec`, `training`, `method`, `dtype` and `axis_name` are static under `jax.jit`. The gradient of the parameters is
+    that of `argnums=1`; the running statistics among them get none.
 
     Args:
         x: `(B, S1..Sk, C)`, k = 1, 2 or 3, floating point.
@@ -62,7 +64,16 @@ def nonlocal_block(
         >>> bool((jax.jit(nonlocal_block, static_argnums=2)(x, params, spec) == x).all())
         True
     """
-    return _compute(x, params, spec, key_mask, training=training, method=method, dtype=dtype, axis_name=axis_name)[0]
+    check_block(x, params, spec, key_mask, training, method)
+    x, key_mask = arrays_of(spec, x, key_mask)
+    spread = Spread(x)
+
+    def run(x: Array, params: Params, key_mask: Array | None) -> Array:
+        options: dict[str, Any] = {"method": method, "dtype": dtype, "axis_name": axis_name}
+        layers, form = affines_of(params), form_of(spec, params)
+        return block_and_statistics(x, layers, params, form, spec, key_mask, training, **options)[0]
+
+    return spread.call(run, spread.like(*range(x.ndim)), x, dict(params), key_mask)
 
 
 def updated_statistics(
@@ -103,12 +114,21 @@ def updated_statistics(
         Array([0.5, 0.5], dtype=float32)
     """
     check_statistics(spec, unbiased)
-    _, found = _compute(x, params, spec, key_mask, training=True, method=method, dtype=dtype, axis_name=axis_name)
-    if unbiased:
-        whole = math.prod(x.shape[:-1]) * (1 if axis_name is None else lax.psum(1, axis_name))  # type: ignore[no-untyped-call]
-        count = found.get("count", jnp.asarray(whole, found["norm.variance"].dtype))
-        found["norm.variance"] = found["norm.variance"] * (count / jnp.maximum(count - 1, 1))
-    return running_statistics(params, spec, found)
+    check_block(x, params, spec, key_mask, True, method)  # noqa: FBT003 - in training
+    x, key_mask = arrays_of(spec, x, key_mask)
+    spread, devices = Spread(x), 1 if axis_name is None else _psum(1, axis_name)
+
+    def run(x: Array, params: Params, key_mask: Array | None) -> dict[str, Array]:
+        options: dict[str, Any] = {"method": method, "dtype": dtype, "axis_name": axis_name, "training": True}
+        layers, form = affines_of(params), form_of(spec, params)
+        _, found = block_and_statistics(x, layers, params, form, spec, key_mask, **options)
+        if unbiased:
+            variance = found["norm.variance"]
+            count = found.get("count", jnp.asarray(devices * math.prod(x.shape[:-1]), variance.dtype))
+            found["norm.variance"] = variance * (count / jnp.maximum(count - 1, 1))
+        return running_statistics(params, spec, found)
+
+    return spread.call(run, dict.fromkeys(STATISTICS, spread.like()), x, dict(params), key_mask)
 
 
 def attention(
@@ -153,31 +173,3 @@ def attention(
         return rows_of_weights(x, affines_of(params), form_of(spec, params), spec, positions, key_mask, dtype)
 
     return spread.call(run, spread.like(0, None, None), x, dict(params), key_mask)
-
-
-def _compute(
-    x: Array,
-    params: Params,
-    spec: NonLocalSpec,
-    key_mask: Array | None,
-    *,
-    training: bool,
-    method: str,
-    dtype: Any,
-    axis_name: AxisName,
-) -> tuple[Array, dict[str, Array]]:
-    """Return what `block_and_statistics` does, from canonical parameters."""
-    check_block(x, params, spec, key_mask, training, method)
-    x, key_mask = arrays_of(spec, x, key_mask)
-    spread = Spread(x)
-
-    def run(x: Array, params: Params, key_mask: Array | None) -> tuple[Array, dict[str, Array]]:
-        layers, form = affines_of(params), form_of(spec, params)
-        options: dict[str, Any] = {"method": method, "dtype": dtype, "axis_name": axis_name}
-        return block_and_statistics(x, layers, params, form, spec, key_mask, training, **options)
-
-    found: tuple[str, ...] = STATISTICS if training and spec.norm == "batch" else ()
-    if found and key_mask is not None:
-        found = (*found, "count")
-    results = spread.like(*range(x.ndim)), dict.fromkeys(found, spread.like())
-    return spread.call(run, results, x, dict(params), key_mask)
