@@ -1,25 +1,31 @@
-"""What every room does with arrays: products in full precision, the dtype of an operand, and where JAX computes."""
+"""What every room does with arrays: products in full precision, wide dtypes, meshes, and where JAX computes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nonlocal_core.arguments import check_floating
 from nonlocal_core.errors import fail_type
 
-__all__ = ["check_dtype", "device_kind", "narrowed", "product"]
+__all__ = ["Spread", "check_dtype", "device_kind", "narrowed", "product", "wide_dtype"]
 
 _SETTINGS: Any = jax.config  # whose options become attributes at run time
+_Cut: Any = PartitionSpec  # which has no types
 
 
 def product(equation: str, a: Array, b: Array, dtype: Any) -> Array:
     """Return a product of arrays, summed up and returned in `dtype`."""
     # By default GPUs and TPUs round float32 operands to fewer bits; whoever wants that has a setting for it.
     precision = None if _SETTINGS.jax_default_matmul_precision else lax.Precision.HIGHEST
+    if a.dtype != b.dtype:
+        a, b = a.astype(dtype), b.astype(dtype)
     return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=dtype)
 
 
@@ -39,8 +45,47 @@ def narrowed(factors: Array, theta: Array, g: Array) -> Array:
     return factors.astype(g.dtype) if theta.dtype == g.dtype == jnp.bfloat16 else factors
 
 
+def wide_dtype(*arrays: Array) -> Any:
+    """Return the dtype of scores, weights and sums of these operands, at least float32."""
+    # JAX's own function refuses operands of several dtypes where its user has asked for strict promotion.
+    return np.result_type(*(np.promote_types(array.dtype, np.float32) for array in arrays))
+
+
 def device_kind() -> str:
     """Return the kind of device that JAX computes on unless arrays are bound to another, which a trace cannot see."""
     default = _SETTINGS.jax_default_device
     platform = jax.default_backend() if default is None else getattr(default, "platform", default)
     return "cpu" if platform == "cpu" else "gpu"
+
+
+class Spread:
+    """How an array lies on a mesh whose axes are explicit: there every operation would need a word on its result.
+
+    Args:
+        array: what enters.
+    """
+
+    def __init__(self, array: Array) -> None:
+        """Look at the type of the array."""
+        sharding: Any = jax.typeof(array).sharding
+        self._mesh, self._entries = sharding.mesh, tuple(sharding.spec)
+        axes = zip(self._mesh.axis_names, self._mesh.axis_types, strict=True)
+        self.axes = tuple(name for name, kind in axes if kind == AxisType.Explicit)
+
+    def like(self, *axes: int | None) -> Any:
+        """Return how an array is cut whose axes are cut as these axes of what entered, or not at all (None)."""
+        if not self.axes:
+            return _Cut()
+        return _Cut(*(None if axis is None else self._entries[axis] for axis in axes))
+
+    def call(self, function: Callable[..., Any], results: Any, *arguments: Any) -> Any:
+        """Call a function of arrays, which the compiler divides over the explicit axes as it does over others.
+
+        `results` says how what it returns is cut.
+        """
+        if not self.axes:
+            return function(*arguments)
+        shardings = jax.tree.map(
+            lambda cut: NamedSharding(self._mesh, cut), results, is_leaf=lambda a: isinstance(a, PartitionSpec)
+        )
+        return jax.sharding.auto_axes(function, axes=self.axes, out_sharding=shardings)(*arguments)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, Self, Unpack
 
 import jax
@@ -11,15 +12,20 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from nonlocal_core.arguments import check_array
 from nonlocal_core.errors import fail_type
 from nonlocal_core.networks.block import CanonicalBlock
 from nonlocal_core.planning import check_method
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.block import options_of
+from nonlocal_core.spec.calls import check_arrays
+from nonlocal_core.spec.form import Form
 from nonlocal_core.spec.options import SpecOptions, check_options
-from nonlocal_core.spec.parameters import STATISTICS, initial_moments, param_shapes
-from nonlocal_jax.arrays import check_dtype
-from nonlocal_jax.function import attention, block_and_statistics, running_statistics
+from nonlocal_jax.arrays import Spread, check_dtype
+from nonlocal_jax.forward import arrays_of, block_and_statistics, rows_of_weights
+from nonlocal_jax.layers import Layers
+from nonlocal_jax.norm import AxisName, running_statistics
+from nonlocal_jax.parameters import canonical_of, in_place_of, names_of, new_layer, usable, variables_of
 
 __all__ = ["NonLocalBlock"]
 
@@ -29,8 +35,10 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
 
     One class serves sequences, images and videos: the rank comes from the input. As with `nnx.BatchNorm`, a new
     block is in training mode, in which batch normalisation uses the statistics of the input and moves the
-    running ones; `eval()`, `train()` and `nnx.view` change that. Parameters are `nnx.Param` under the names
-    `theta.weight`, ..., and running statistics are `nnx.BatchStat`, at least float32.
+    running ones; `eval()`, `train()` and `nnx.view` change that. `theta`, `phi`, `g` and `out` are `nnx.Linear` whose
+    products are fused; what is put in the place of one, or of `norm`, is called, such as an `nnx.LoRA` around it.
+    `norm` and `concat` are dicts of variables; running statistics are `nnx.BatchStat`, at least float32. A `pairwise`
+    that is a module becomes the child `pairwise`.
 
     Args:
         channels: C, the channels of the input and of the output.
@@ -40,6 +48,7 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
         dtype: the dtype of the computation; scores, weights and sums over keys are at least float32. None: that
             of the input.
         param_dtype: the dtype of the parameters.
+        axis_name: the mapped axes, of `jax.shard_map` or `nnx.vmap`, whose batches batch normalisation takes for one.
         **options: the other options of `nonlocal_core.NonLocalSpec`.
 
     Raises:
@@ -55,6 +64,9 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
         (2, 2, 49)
     """
 
+    norm: Any
+    axis_name: AxisName = None  # which pickles of version 0.1.0 have not
+
     def __init__(
         self,
         channels: int,
@@ -63,6 +75,7 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
         method: str = "auto",
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
+        axis_name: AxisName = None,
         **options: Unpack[SpecOptions],
     ) -> None:
         """Create the parameters; see the class for the arguments."""
@@ -74,22 +87,13 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
         check_dtype("dtype", dtype)
         check_dtype("param_dtype", param_dtype)
         self.dtype, self.param_dtype = dtype, param_dtype
+        self.axis_name = axis_name if axis_name is None or isinstance(axis_name, str) else tuple(axis_name)
         self.use_running_average = False
-        layers: dict[str, dict[str, Any]] = {}
-        for name, shape in param_shapes(self.spec).items():
-            layer, _, kind = name.partition(".")
-            mean, deviation = initial_moments(name, self.spec)
-            variable: nnx.Variable[Array]
-            if name in STATISTICS:
-                variable = nnx.BatchStat(jnp.full(shape, mean, jnp.promote_types(param_dtype, jnp.float32)))
-            elif deviation:
-                noise = jax.random.normal(rngs.params(), shape, param_dtype)
-                variable = nnx.Param(mean + deviation * noise)
-            else:
-                variable = nnx.Param(jnp.full(shape, mean, param_dtype))
-            layers.setdefault(layer, {})[kind] = variable
-        for layer, variables in layers.items():
-            setattr(self, layer, nnx.Dict(variables))
+        if isinstance(self.spec.pairwise, nnx.Module):
+            # A spec is static, and what is static has no parameters: the module is a child, known by its place.
+            self.pairwise, self.spec = self.spec.pairwise, self.spec.replace(pairwise=_child)
+        for name in names_of(self.spec):
+            setattr(self, name, new_layer(name, self.spec, rngs, dtype, param_dtype))
 
     @classmethod
     def from_spec(
@@ -100,9 +104,11 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
         method: str = "auto",
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
+        axis_name: AxisName = None,
     ) -> Self:
         """Return a new block that computes `spec`."""
-        return cls(**options_of(spec), rngs=rngs, method=method, dtype=dtype, param_dtype=param_dtype)
+        own: dict[str, Any] = {"method": method, "dtype": dtype, "param_dtype": param_dtype, "axis_name": axis_name}
+        return cls(**options_of(spec), rngs=rngs, **own)
 
     def __call__(self, x: Array, key_mask: Array | None = None) -> Array:
         """Return z_i = x_i + norm(W_z y_i + b_z).
@@ -118,12 +124,20 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
             TypeError: if `x` is not floating point or `key_mask` is not boolean.
             ValueError: if a shape does not fit the spec.
         """
-        variables, training = self._variables(), not self.use_running_average
-        params = {name: variable[...] for name, variable in variables.items()}
-        z, found = block_and_statistics(x, params, self.spec, key_mask, training, method=self.method, dtype=self.dtype)
-        if found:
-            for name, value in running_statistics(params, self.spec, found).items():
-                variables[name][...] = value
+        check_array("x", x)
+        check_arrays(self.spec, x.shape, x, key_mask, training=not self.use_running_average)
+        x, key_mask = arrays_of(self.spec, x, key_mask)
+        spread = Spread(x)
+        return self._divided(spread, NonLocalBlock._forward, spread.like(*range(x.ndim)), x, key_mask)
+
+    def _forward(self, x: Array, key_mask: Array | None) -> Array:
+        """Return z, and move the running statistics."""
+        layers, params, form = self._layers()
+        training = not self.use_running_average
+        options: dict[str, Any] = {"method": self.method, "dtype": self.dtype, "axis_name": self.axis_name}
+        z, found = block_and_statistics(x, layers, params, form, self.spec, key_mask, training, **options)
+        for name, value in running_statistics(params, self.spec, found).items():
+            self.norm[name.partition(".")[2]][...] = value
         return z
 
     def attention(self, x: Array, positions: Any = None, key_mask: Array | None = None) -> Array:
@@ -142,40 +156,80 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
             TypeError: if an argument has a wrong type.
             ValueError: if a shape does not fit the spec or a position is out of range.
         """
-        return attention(x, self._canonical(), self.spec, positions, key_mask, dtype=self.dtype)
+        check_array("x", x)
+        check_arrays(self.spec, x.shape, x, key_mask, training=False)
+        x, key_mask = arrays_of(self.spec, x, key_mask)
+
+        def rows(block: Self, x: Array, key_mask: Array | None) -> Array:
+            layers, _, form = block._layers()
+            return rows_of_weights(x, layers, form, block.spec, positions, key_mask, block.dtype)
+
+        spread = Spread(x)
+        return self._divided(spread, rows, spread.like(0, None, None), x, key_mask)
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """Set the mode of a view, for `nnx.view`."""
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
-    def _variables(self) -> dict[str, nnx.Variable[Array]]:
-        """Return the variables under their canonical names."""
-        names = {name: name.partition(".") for name in param_shapes(self.spec)}
-        return {name: getattr(self, layer)[kind] for name, (layer, _, kind) in names.items()}
+    def _divided(self, spread: Spread, run: Callable[..., Array], result: Any, *arrays: Array | None) -> Array:
+        """Return what a function of the block and arrays gives, on a mesh with explicit axes too."""
+        if not spread.axes:
+            return run(self, *arrays)
+        graph, state = nnx.split(self)
+        moving = nnx.Not(nnx.Param)
+
+        def pure(state: Any, *arrays: Array | None) -> tuple[Array, Any]:
+            block = nnx.merge(graph, state)
+            return run(block, *arrays), nnx.state(block, moving)
+
+        cuts = jax.tree.map(lambda a: jax.typeof(a).sharding.spec, nnx.state(self, moving))
+        z, moved = spread.call(pure, (result, cuts), state, *arrays)
+        nnx.update(self, moved)
+        return z
+
+    def _modules(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in names_of(self.spec)}
+
+    def _layers(self) -> tuple[Layers, dict[str, Array], Form]:
+        """Return what the block computes with: layers, the parameters of the others, and the form."""
+        layers, params, form = usable(self._modules(), self.spec, self.dtype)
+        pairwise = getattr(self, "pairwise", form.pairwise)
+        return layers, params, dataclasses.replace(form, pairwise=pairwise)
 
     def _canonical(self) -> dict[str, Array]:
-        return {name: variable[...] for name, variable in self._variables().items()}
+        return canonical_of(self._modules(), self.spec)
 
     def _assign(self, params: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        variables = self._variables()
-        values = {name: _in_place_of(variables[name][...], value) for name, value in params.items()}
+        variables = variables_of(self._modules(), self.spec)
+        values = {name: in_place_of(variables[name][...], value.T) for name, value in params.items()}
         for name, value in values.items():
             variables[name][...] = value
 
     def _like(self, spec: NonLocalSpec) -> Self:
-        block = self.from_spec(
-            spec, rngs=nnx.Rngs(0), method=self.method, dtype=self.dtype, param_dtype=self.param_dtype
-        )
+        own: dict[str, Any] = {"method": self.method, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        block = self.from_spec(spec, rngs=nnx.Rngs(0), axis_name=self.axis_name, **own)
         block.use_running_average = self.use_running_average
+        if hasattr(self, "pairwise"):
+            block.pairwise = nnx.clone(self.pairwise)
         old = self._canonical()
-        for name, variable in block._variables().items():  # noqa: SLF001 - its own
+        for name, variable in variables_of(block._modules(), spec).items():  # noqa: SLF001 - its own
             # A bias that was not there goes where that of the norm is.
-            variable[...] = _in_place_of(old.get(name, old.get("norm.bias", variable[...])), variable[...])
+            variable[...] = in_place_of(old.get(name, old.get("norm.bias", variable[...])).T, variable[...])
         return block
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a pickle; the projections of version 0.1.0 were dicts of weight (out, in) and bias."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        for name, old in self._modules().items():
+            if type(old) is nnx.Dict and name in self.spec.layers and name != "concat":
+                layer: Any = new_layer(name, self.spec, nnx.Rngs(0), self.dtype, self.param_dtype)
+                layer.kernel = nnx.Param(old["weight"][...].T)
+                layer.bias = old.get("bias", layer.bias)
+                setattr(self, name, layer)
 
-def _in_place_of(old: Array, new: Any) -> Array:
-    """Return a new value in the dtype and on the devices of the old one."""
-    # Bound to a device only where the old array was: else it could not meet arrays on several.
-    return jax.device_put(np.asarray(new).astype(old.dtype), old.sharding if old.committed else None)
+
+def _child(*_: Array) -> Array:
+    """Stand in a spec for the module of the block that has it."""
+    message = "`pairwise` must be given anew. Got the spec of a block whose own `pairwise` is a module, which it keeps."
+    raise TypeError(message)

@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from nonlocal_core.geometry import Sets, cut, set_numbers, uncut, windows_of
 from nonlocal_core.spec import NonLocalSpec
-from nonlocal_jax.arrays import product
+from nonlocal_jax.layers import Layers, project
+from nonlocal_jax.norm import AxisName, Params, normalized
 
-__all__ = ["Params", "embed", "embed_rows", "result"]
-
-Params = Mapping[str, Any]
+__all__ = ["among_all_keys", "embed", "embed_rows", "result"]
 
 
 def embed(
-    x: Array, params: Params, spec: NonLocalSpec, sets: Sets, key_mask: Array | None
+    x: Array, layers: Layers, spec: NonLocalSpec, sets: Sets, key_mask: Array | None
 ) -> tuple[Array, Array, Array, Array | None]:
     """Return theta (B', N', C'), phi and g (B', M', C'), and which keys are valid (B', M'), for each set."""
     x = cut(jnp, x, sets)
     mask = None if key_mask is None else _mask_windows(key_mask, sets)
     if sets.window is not None and spec.subsample_at == "input":
-        (theta,) = _project(x, params, "theta")
-        phi, g = _project(_pool(x, sets, mask), params, "phi", "g")
+        (theta,) = project(x, layers, "theta")
+        phi, g = project(_pool(x, sets, mask), layers, "phi", "g")
     else:
-        theta, phi, g = _project(x, params, "theta", "phi", "g")
+        theta, phi, g = project(x, layers, "theta", "phi", "g")
         phi, g = _pool(phi, sets, mask), _pool(g, sets, mask)
     theta = theta.reshape(theta.shape[0], sets.queries, theta.shape[-1])
     return theta, phi, g, None if mask is None else jnp.any(mask, axis=2)[..., 0]
 
 
 def embed_rows(
-    x: Array, params: Params, spec: NonLocalSpec, sets: Sets, key_mask: Array | None, chosen: Array | None
+    x: Array, layers: Layers, spec: NonLocalSpec, sets: Sets, key_mask: Array | None, chosen: Array | None
 ) -> tuple[Array, Array, Array]:
     """Return theta of the chosen positions (B, Q, C'), phi of all keys (B, M, C'), and which serve (B or 1, Q, M)."""
     flat = x.reshape(x.shape[0], math.prod(sets.grid), x.shape[-1])
@@ -45,62 +42,46 @@ def embed_rows(
     x = cut(jnp, x, sets)
     mask = None if key_mask is None else _mask_windows(key_mask, sets)
     if sets.window is not None and spec.subsample_at == "input":
-        (phi,) = _project(_pool(x, sets, mask), params, "phi")
+        (phi,) = project(_pool(x, sets, mask), layers, "phi")
     else:
-        (phi,) = _project(x, params, "phi")
+        (phi,) = project(x, layers, "phi")
         phi = _pool(phi, sets, mask)
-    phi, valid = uncut(jnp, phi, sets), (query_sets[:, None] == key_sets)[None]
+    phi, valid = uncut(jnp, phi, sets), (query_sets[:, None] == key_sets[None])[None]
     if mask is not None:
         serves = uncut(jnp, jnp.any(mask, axis=2), sets)
         phi, valid = jnp.where(serves, phi, 0), valid & serves.mT
-    (theta,) = _project(flat, params, "theta")
+    (theta,) = project(flat, layers, "theta")
     return theta, phi, valid
 
 
+def among_all_keys(weights: Array, sets: Sets) -> Array:
+    """Return the weights (B', N', M') of each set as (B, N, M), row-major, with 0 for the keys of other sets."""
+    query_sets, key_sets = set_numbers(jnp, sets, None)
+    place = jnp.broadcast_to(jnp.arange(sets.keys)[None, :, None], (sets.count, sets.keys, 1))
+    weights = uncut(jnp, weights, sets)[..., uncut(jnp, place, sets)[0, :, 0]]
+    return jnp.where((query_sets[:, None] == key_sets[None])[None], weights, 0)
+
+
 def result(
-    y: Array, x: Array, params: Params, spec: NonLocalSpec, sets: Sets, training: bool
+    y: Array,
+    x: Array,
+    layers: Layers,
+    params: Params,
+    spec: NonLocalSpec,
+    sets: Sets,
+    key_mask: Array | None,
+    training: bool,
+    axis_name: AxisName,
 ) -> tuple[Array, dict[str, Array]]:
     """Return z, with the shape and the dtype of `x`, from y (B', N', C'), and the statistics found in training."""
     found: dict[str, Array] = {}
-    (r,) = _project(uncut(jnp, y, sets), params, "out")
-    if spec.norm is not None:
-        r, found = _normalized(r, params, spec, training)
+    (r,) = project(uncut(jnp, y, sets), layers, "out")
+    if "norm" in layers:
+        (r,) = project(r, layers, "norm")
+    elif spec.norm is not None:
+        r, found = normalized(r, params, spec, key_mask, training, axis_name)
     z = r.reshape(x.shape).astype(x.dtype)
     return x + z if spec.residual else z, found
-
-
-def _normalized(a: Array, params: Params, spec: NonLocalSpec, training: bool) -> tuple[Array, dict[str, Array]]:
-    """Return norm(a) of `(B, N, C)`, and the mean and the biased variance of each channel where they were taken."""
-    a = a.astype(jnp.promote_types(a.dtype, jnp.float32))
-    norm = {name: jnp.asarray(value, a.dtype) for name, value in params.items() if name.startswith("norm.")}
-    found: dict[str, Array] = {}
-    if spec.norm == "batch":
-        mean, variance = (lax.stop_gradient(norm[f"norm.{name}"]) for name in ("mean", "variance"))
-        if training:
-            mean, variance = _moments(a)
-            found = {"norm.mean": mean, "norm.variance": variance}
-        a = (a - mean) * lax.rsqrt(variance + spec.norm_epsilon)
-    return a * norm["norm.weight"] + norm["norm.bias"], found
-
-
-def _moments(a: Array) -> tuple[Array, Array]:
-    """Return the mean and the biased variance of each channel of `(B, N, C)`."""
-    # The rounding errors of one long sum are felt after some steps of training; what it leaves over is small,
-    # and its sum exact enough. Any shift gives the same moments, so the shift needs no gradient.
-    shift = lax.stop_gradient(jnp.mean(a, axis=(0, 1)))
-    rest = jnp.mean(a - shift, axis=(0, 1))
-    return shift + rest, jnp.mean(jnp.square(a - shift), axis=(0, 1)) - jnp.square(rest)
-
-
-def _project(a: Array, params: Params, *layers: str) -> list[Array]:
-    """Return W a + b of each layer in the dtype of `a`, all by one product, and `a` itself for a layer without W."""
-    weights = {name: jnp.asarray(params[f"{name}.weight"], a.dtype) for name in layers if f"{name}.weight" in params}
-    results = dict.fromkeys(layers, a)
-    if weights:
-        together = product("...c,dc->...d", a, jnp.concatenate(list(weights.values())), a.dtype)
-        results |= zip(weights, jnp.split(together, len(weights), axis=-1), strict=True)
-    biases = {name: params.get(f"{name}.bias") for name in layers}
-    return [b if biases[name] is None else b + jnp.asarray(biases[name], a.dtype) for name, b in results.items()]
 
 
 def _mask_windows(key_mask: Array, sets: Sets) -> Array:
@@ -119,6 +100,6 @@ def _pool(a: Array, sets: Sets, mask: Array | None) -> Array:
     if mask is not None:
         windows = jnp.where(mask, windows, -jnp.inf)
     # The first of equal values alone is chosen, and alone gets the gradient; `max` would divide it among them.
-    chosen = jnp.argmax(windows, axis=2, keepdims=True) == jnp.arange(windows.shape[2])[:, None]
+    chosen = jnp.argmax(windows, axis=2, keepdims=True) == jnp.arange(windows.shape[2])[None, None, :, None]
     largest = jnp.sum(jnp.where(chosen, windows, 0), axis=2)
     return largest if mask is None else jnp.where(jnp.any(mask, axis=2), largest, 0)

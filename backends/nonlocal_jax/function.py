@@ -8,16 +8,18 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from nonlocal_core.arguments import check_positions, known_sizes
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.calls import check_block, check_statistics
 from nonlocal_core.spec.form import form_of
-from nonlocal_jax.arrays import check_dtype
-from nonlocal_jax.embed import Params, embed, embed_rows, result
-from nonlocal_jax.methods.pairwise import pairwise_weights
-from nonlocal_jax.op import aggregate
+from nonlocal_core.spec.parameters import STATISTICS
+from nonlocal_jax.arrays import Spread, check_dtype
+from nonlocal_jax.forward import arrays_of, block_and_statistics, rows_of_weights
+from nonlocal_jax.layers import affines_of
+from nonlocal_jax.norm import AxisName, Params, running_statistics
 
-__all__ = ["attention", "block_and_statistics", "nonlocal_block", "running_statistics", "updated_statistics"]
+__all__ = ["attention", "nonlocal_block", "updated_statistics"]
+
+_psum: Any = lax.psum  # which has no types
 
 
 def nonlocal_block(
@@ -29,11 +31,12 @@ def nonlocal_block(
     *,
     method: str = "auto",
     dtype: Any = None,
+    axis_name: AxisName = None,
 ) -> Array:
     """Compute the non-local block, z_i = x_i + norm(W_z y_i + b_z) (equation 6 of the paper).
 
-    `spec`, `training`, `method` and `dtype` are static under `jax.jit`. The gradient of the parameters is that
-    of `argnums=1`; the running statistics among them get none.
+    `spec`, `training`, `method`, `dtype` and `axis_name` are static under `jax.jit`. The gradient of the parameters is
+    that of `argnums=1`; the running statistics among them get none.
 
     Args:
         x: `(B, S1..Sk, C)`, k = 1, 2 or 3, floating point.
@@ -45,6 +48,7 @@ def nonlocal_block(
         method: how the operation is computed: "auto", "pairwise" (the N x M matrix), or the method without it that
             serves the form: "streamed", "reassociated" or "sorted".
         dtype: the dtype to which the input and the parameters are cast for the computation. None: that of `x`.
+        axis_name: the mapped axes, as of `jax.shard_map`, whose batches batch normalisation takes for one.
 
     Returns:
         z, with the shape and the dtype of `x`.
@@ -60,7 +64,17 @@ def nonlocal_block(
         >>> bool((jax.jit(nonlocal_block, static_argnums=2)(x, params, spec) == x).all())
         True
     """
-    return block_and_statistics(x, params, spec, key_mask, training, method=method, dtype=dtype)[0]
+    check_block(x, params, spec, key_mask, training, method)
+    check_dtype("dtype", dtype)
+    x, key_mask = arrays_of(spec, x, key_mask)
+    spread = Spread(x)
+
+    def run(x: Array, params: Params, key_mask: Array | None) -> Array:
+        options: dict[str, Any] = {"method": method, "dtype": dtype, "axis_name": axis_name}
+        layers, form = affines_of(params), form_of(spec, params)
+        return block_and_statistics(x, layers, params, form, spec, key_mask, training, **options)[0]
+
+    return spread.call(run, spread.like(*range(x.ndim)), x, dict(params), key_mask)
 
 
 def updated_statistics(
@@ -72,6 +86,7 @@ def updated_statistics(
     *,
     method: str = "auto",
     dtype: Any = None,
+    axis_name: AxisName = None,
 ) -> dict[str, Array]:
     """Return the running statistics after one training step on `x`.
 
@@ -83,6 +98,7 @@ def updated_statistics(
         unbiased: whether the variance is divided by B N - 1 (as PyTorch does) instead of B N (Keras, Flax).
         method: how the operation is computed, see `nonlocal_block`.
         dtype: the compute dtype. None: that of `x`.
+        axis_name: the mapped axes whose batches are taken for one.
 
     Returns:
         "norm.mean" and "norm.variance", each `(C,)`, in their dtypes.
@@ -99,11 +115,22 @@ def updated_statistics(
         Array([0.5, 0.5], dtype=float32)
     """
     check_statistics(spec, unbiased)
-    _, found = block_and_statistics(x, params, spec, key_mask, training=True, method=method, dtype=dtype)
-    if unbiased:
-        count = jnp.asarray(math.prod(x.shape[:-1]), found["norm.variance"].dtype)
-        found["norm.variance"] = found["norm.variance"] * (count / (count - 1))
-    return running_statistics(params, spec, found)
+    check_block(x, params, spec, key_mask, True, method)  # noqa: FBT003 - in training
+    check_dtype("dtype", dtype)
+    x, key_mask = arrays_of(spec, x, key_mask)
+    spread, devices = Spread(x), 1 if axis_name is None else _psum(1, axis_name)
+
+    def run(x: Array, params: Params, key_mask: Array | None) -> dict[str, Array]:
+        options: dict[str, Any] = {"method": method, "dtype": dtype, "axis_name": axis_name, "training": True}
+        layers, form = affines_of(params), form_of(spec, params)
+        _, found = block_and_statistics(x, layers, params, form, spec, key_mask, **options)
+        if unbiased:
+            variance = found["norm.variance"]
+            count = found.get("count", jnp.asarray(devices * math.prod(x.shape[:-1]), variance.dtype))
+            found["norm.variance"] = variance * (count / jnp.maximum(count - 1, 1))
+        return running_statistics(params, spec, found)
+
+    return spread.call(run, dict.fromkeys(STATISTICS, spread.like()), x, dict(params), key_mask)
 
 
 def attention(
@@ -142,39 +169,10 @@ def attention(
     """
     check_block(x, params, spec, key_mask, training=False)
     check_dtype("dtype", dtype)
-    x = jnp.asarray(x)
-    sets, chosen = spec.sets(x.shape[1:-1]), None
-    if positions is not None:
-        chosen = jnp.asarray(check_positions(positions, *known_sizes((math.prod(sets.grid),))))
-    wide = x.astype(x.dtype if dtype is None else dtype)
-    theta, phi, valid = embed_rows(wide, params, spec, sets, key_mask, chosen)
-    return pairwise_weights(theta, phi, form_of(spec, params), valid).astype(x.dtype)
+    x, key_mask = arrays_of(spec, x, key_mask)
+    spread = Spread(x)
 
+    def run(x: Array, params: Params, key_mask: Array | None) -> Array:
+        return rows_of_weights(x, affines_of(params), form_of(spec, params), spec, positions, key_mask, dtype)
 
-def block_and_statistics(
-    x: Array,
-    params: Params,
-    spec: NonLocalSpec,
-    key_mask: Array | None,
-    training: bool,
-    *,
-    method: str,
-    dtype: Any,
-) -> tuple[Array, dict[str, Array]]:
-    """Return z and, from batch normalisation in training, the mean and the biased variance of each channel."""
-    check_block(x, params, spec, key_mask, training, method)
-    check_dtype("dtype", dtype)
-    x = jnp.asarray(x)
-    wide, sets = x.astype(x.dtype if dtype is None else dtype), spec.sets(x.shape[1:-1])
-    theta, phi, g, valid = embed(wide, params, spec, sets, key_mask)
-    y = aggregate(theta, phi, g, form_of(spec, params), valid, method)
-    return result(y, x, params, spec, sets, training)
-
-
-def running_statistics(params: Params, spec: NonLocalSpec, found: dict[str, Array]) -> dict[str, Array]:
-    """Return the running statistics moved towards the ones just found."""
-    share, moved = spec.norm_momentum, {}
-    for name, new in lax.stop_gradient(found).items():
-        old = jnp.asarray(params[name])
-        moved[name] = ((1 - share) * old.astype(new.dtype) + share * new).astype(old.dtype)
-    return moved
+    return spread.call(run, spread.like(0, None, None), x, dict(params), key_mask)

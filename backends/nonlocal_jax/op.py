@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jax import Array
 from nonlocal_core.planning import plan_call
 from nonlocal_core.spec.calls import check_op
 from nonlocal_core.spec.form import Form
-from nonlocal_jax.arrays import device_kind
+from nonlocal_jax.arrays import Spread, device_kind
 from nonlocal_jax.methods.pairwise import pairwise as pairwise_
 from nonlocal_jax.methods.reassociated import reassociated
 from nonlocal_jax.methods.sorted import sorted_
@@ -64,8 +65,17 @@ def nonlocal_op(
         Array([1., 1.], dtype=float32)
     """
     form = check_op(theta, phi, g, pairwise, scale, concat_weight, concat_bias, normalize, key_mask, method)
-    theta, phi, g = (jnp.asarray(array) for array in (theta, phi, g))
-    return aggregate(theta, phi, g, form, key_mask, method)
+    arrays = [None if a is None else jnp.asarray(a) for a in (theta, phi, g, concat_weight, concat_bias, key_mask)]
+    spread = Spread(jnp.asarray(theta))
+
+    def run(
+        theta: Array, phi: Array, g: Array, weight: Array | None, bias: Array | None, key_mask: Array | None
+    ) -> Array:
+        return aggregate(
+            theta, phi, g, dataclasses.replace(form, concat_weight=weight, concat_bias=bias), key_mask, method
+        )
+
+    return spread.call(run, spread.like(0, 1, None), *arrays)
 
 
 def aggregate(theta: Array, phi: Array, g: Array, form: Form, key_mask: Array | None, method: str) -> Array:

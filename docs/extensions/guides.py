@@ -28,6 +28,7 @@ class Order:
         "train.py",
         "large_input.py",
         "plain_jax.py",
+        "layers_jax.py",
         "mixed_precision.py",
         "export.py",
     ]

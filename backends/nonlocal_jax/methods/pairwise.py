@@ -10,7 +10,7 @@ from jax import Array, lax
 
 from nonlocal_core.spec.calls import check_scores
 from nonlocal_core.spec.form import Form
-from nonlocal_jax.arrays import narrowed, product
+from nonlocal_jax.arrays import narrowed, product, wide_dtype
 
 __all__ = ["count_of", "pairwise", "pairwise_weights", "summands"]
 
@@ -42,7 +42,7 @@ def count_of(phi: Array, valid: Array | None, dtype: Any) -> Array:
 
 def _weights(theta: Array, phi: Array, form: Form, valid: Array | None) -> tuple[Array, Array]:
     """Return weights (B, N, M) and what they are still to be divided by; `valid` is (B or 1, N or 1, M)."""
-    dtype = jnp.result_type(theta, phi, jnp.float32)
+    dtype = wide_dtype(theta, phi)
     scores = _scores(theta, phi, form, dtype)
     if not form.softmax:
         return scores if valid is None else jnp.where(valid, scores, 0), count_of(phi, valid, dtype)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from nonlocal_core.spec.form import Form
-from nonlocal_jax.arrays import product
+from nonlocal_jax.arrays import product, wide_dtype
 from nonlocal_jax.methods.pairwise import summands
 
 __all__ = ["running_sums", "sorted_", "triangular_sums"]
@@ -22,7 +22,7 @@ CHUNK = 128
 
 def sorted_(theta: Array, phi: Array, g: Array, form: Form, valid: Array | None) -> Array:
     """Return y (B, N, D) from prefix sums over the sorted keys."""
-    dtype = jnp.result_type(theta, phi, jnp.float32)
+    dtype = wide_dtype(theta, phi)
     if not isinstance(phi.shape[1], int):
         # A gather needs at least one key, which a symbolic number of them does not promise: one that is not valid.
         valid = jnp.ones(phi.shape[:2], bool) if valid is None else valid
@@ -43,13 +43,10 @@ def sorted_(theta: Array, phi: Array, g: Array, form: Form, valid: Array | None)
     steps = keys // chunks + 1 if isinstance(keys, int) else CHUNK  # with room for the sum of all keys
     order = jnp.pad(order, ((0, 0), (0, chunks * steps - keys)))
     order = jnp.moveaxis(order.reshape(-1, chunks, steps), 2, 0)
-    samples = jnp.arange(b.shape[0], dtype=jnp.int32)[:, None]
-    b, g = (array.at[samples, order].get(mode="promise_in_bounds") for array in (b[..., None], g))
+    b, g = (_rows(array, order[..., None], 0, 1) for array in (b[..., None], g))
     g = g.astype(dtype)
-    plain, weighted = (
-        _prefix_sums(values).at[active % steps, samples, active // steps].get(mode="promise_in_bounds")
-        for values in (g, b * g)
-    )
+    places = jnp.stack((active % steps, active // steps), axis=-1)
+    plain, weighted = (_rows(_prefix_sums(values), places, 1, 0) for values in (g, b * g))
     return form.scale * (a[..., None] * plain + weighted) / jnp.maximum(count, 1)[..., None].astype(dtype)
 
 
@@ -63,13 +60,22 @@ def _counts(rising: Array, a: Array) -> Array:
         last = jnp.take_along_axis(rising, jnp.minimum(more, size) - 1, axis=1, mode="promise_in_bounds")
         return jnp.where((more <= size) & (last < a), more, count)
 
-    return lax.fori_loop(jnp.int32(0), bits, add_bit, jnp.zeros(a.shape, jnp.int32))
+    return lax.fori_loop(jnp.int32(0), bits, add_bit, jnp.zeros_like(a, jnp.int32))
+
+
+def _rows(array: Array, places: Array, samples: int, same: int) -> Array:
+    """Return the rows of an array at places in all but its last axis and that of the samples, which places have too."""
+    # An index that counts the samples would hide from a batch on several devices that each needs its own alone.
+    axes = tuple(axis for axis in range(array.ndim - 1) if axis != samples)
+    numbers = lax.GatherDimensionNumbers((places.ndim - 1,), axes, axes, (samples,), (same,))
+    sizes = (1,) * (array.ndim - 1) + array.shape[-1:]
+    return lax.gather(array, places, numbers, sizes, mode="promise_in_bounds")
 
 
 def _prefix_sums(values: Array) -> Array:
     """Return for each place of `(steps, B, chunks, D)` the sum of what comes before it, in this chunk or another."""
     inside, totals = lax.platform_dependent(values, cpu=running_sums, default=triangular_sums)
-    return inside + (jnp.cumsum(totals, axis=1) - totals)
+    return inside + (jnp.cumsum(totals, axis=1) - totals)[None]
 
 
 def running_sums(values: Array) -> tuple[Array, Array]:

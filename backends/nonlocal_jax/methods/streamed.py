@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -16,8 +18,11 @@ __all__ = ["streamed"]
 def streamed(theta: Array, phi: Array, g: Array, form: Form, valid: Array | None, rows: int) -> Array:
     """Return y (B, N, D), a chunk of at most B `rows` queries at a time: of several sets, or of a part of one."""
     batch, queries = known_sizes(theta.shape[:2])
-    sets = None
+    sets, abreast = None, 1
     if batch and queries:
+        # As many sets at a time as there may be devices with a part of the batch each: none of them then waits.
+        abreast = math.gcd(batch, jax.device_count())
+        batch //= abreast
         sets = max(1, batch * rows // queries)
         rows = -(-queries // -(-queries // (batch * rows)))  # the last chunk is nearly as long as the others
 
@@ -30,4 +35,11 @@ def streamed(theta: Array, phi: Array, g: Array, form: Form, valid: Array | None
         y = lax.map(jax.checkpoint(jax.checkpoint(lambda chunk: pairwise(chunk, phi, g, form, valid))), cut)
         return y.reshape(chunks * rows, g.shape[2])[:size]
 
-    return lax.map(of_set, (theta, phi, g, valid), batch_size=sets)
+    def of_sets(arrays: tuple[Array, Array, Array, Array | None]) -> Array:
+        return lax.map(of_set, arrays, batch_size=sets)
+
+    arrays = (theta, phi, g, valid)
+    if abreast == 1:
+        return of_sets(arrays)
+    y = jax.vmap(of_sets)(jax.tree.map(lambda a: a.reshape(abreast, -1, *a.shape[1:]), arrays))
+    return y.reshape(-1, *y.shape[2:])

@@ -34,7 +34,7 @@ def check_identity(model: nnx.Module) -> None:
         >>> from nonlocal_jax import NonLocalBlock
         >>> model = nnx.Sequential(nnx.relu, NonLocalBlock(8, rngs=nnx.Rngs(0)))
         >>> check_identity(model)
-        >>> model.layers[1].out["bias"][...] = 1.0
+        >>> model.layers[1].out.bias[...] = 1.0
         >>> check_identity(model)
         Traceback (most recent call last):
         ValueError: `model` must have blocks that are the identity, with zeros in their last factor. Got other values \

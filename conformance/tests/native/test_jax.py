@@ -14,6 +14,7 @@ from jax import export
 
 import nonlocal_core as nlc
 from nonlocal_conformance.drivers.jax import quick_options
+from nonlocal_core.planning import exact_method
 from nonlocal_core.spec.parameters import STATISTICS
 from nonlocal_jax import NonLocalBlock, attention, nonlocal_block, nonlocal_op, updated_statistics
 
@@ -254,6 +255,18 @@ def test_updated_statistics_are_those_that_a_block_keeps():
     np.testing.assert_allclose(ratio, 105 / 104, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("pairwise", FORMS)
+def test_who_forbids_implicit_promotion_of_ranks_and_dtypes_can_use_every_form(pairwise, dtype):
+    options = {"method": exact_method(pairwise), "subsample": 2, "norm": "batch", "dtype": jnp.bfloat16}
+    block, x, mask = random_block(pairwise=pairwise, **options), random_input(3, 5, 7, 6), random_mask(3, 5, 7)
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        gradients = nnx.jit(nnx.grad(lambda block, x: square(block(x, mask).astype("float32"))))(block, x.astype(dtype))
+        rows = block.attention(x, [1], mask)
+    assert rows.shape == (3, 1, 6)
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(as_numpy(gradients)))
+
+
 # Export
 
 SIZES = {
@@ -345,6 +358,9 @@ def test_the_state_has_the_canonical_names_before_the_first_call_and_after(pairw
     for _ in range(2):
         kinds = {kind: nnx.to_flat_state(nnx.state(block, kind)) for kind in (nnx.Param, nnx.BatchStat)}
         found = {kind: {".".join(path): variable.shape for path, variable in flat} for kind, flat in kinds.items()}
+        for layer in ("theta", "phi", "g", "out"):  # whose kernel is the transpose of the weight
+            if f"{layer}.kernel" in found[nnx.Param]:
+                found[nnx.Param][f"{layer}.weight"] = found[nnx.Param].pop(f"{layer}.kernel")[::-1]
         assert found[nnx.BatchStat] == {name: shapes[name] for name in STATISTICS if name in shapes}
         assert found[nnx.Param] == {name: shapes[name] for name in shapes if name not in STATISTICS}
         block(random_input(3, 5, 7, 6))
@@ -437,7 +453,7 @@ def test_a_gradient_of_the_module_is_that_of_the_function():
     function = partial(nonlocal_block, spec=block.spec, training=True)
     expected = jit(jax.grad(lambda p: square(function(x, p))))(block.export_params())
     gradients = nnx.to_flat_state(compiled(nnx.grad(lambda block: square(block(x))), block))
-    actual = {".".join(path): variable[...] for path, variable in gradients}
+    actual = {".".join(path).replace("kernel", "weight"): variable[...].T for path, variable in gradients}
     assert_trees_close(actual, {name: expected[name] for name in actual})
     assert set(expected) - set(actual) == set(STATISTICS)
 
@@ -523,14 +539,14 @@ def test_positions_may_be_any_sequence_of_ints(positions):
 def test_exported_parameters_are_copies():
     block = random_block()
     block.export_params()["g.weight"][:] = 0
-    assert block.g["weight"][...].all()
+    assert block.g.kernel[...].all()
 
 
 def test_imported_parameters_are_copies_in_the_dtype_of_the_block():
     block, params = random_block(param_dtype=jnp.bfloat16), random_params(nlc.NonLocalSpec(channels=6), "float64")
     block.import_params(params)
     params["g.weight"][:] = 0
-    assert block.g["weight"][...].all()
+    assert block.g.kernel[...].all()
     assert {a.dtype.name for a in jax.tree.leaves(nnx.state(block))} == {"bfloat16"}
 
 
@@ -538,7 +554,7 @@ def test_parameters_of_bfloat16_are_exported_as_float32():
     block = random_block(param_dtype=jnp.bfloat16)
     exported_params = block.export_params()
     assert {a.dtype for a in exported_params.values()} == {np.dtype("float32")}
-    assert np.array_equal(exported_params["g.weight"], block.g["weight"][...].astype(np.float32))
+    assert np.array_equal(exported_params["g.weight"], block.g.kernel[...].astype(np.float32))
 
 
 # Wrong arguments
