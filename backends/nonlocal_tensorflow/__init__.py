@@ -19,7 +19,6 @@ if config.backend() != "tensorflow":
     )
     raise ImportError(message)
 
-from nonlocal_tensorflow import layers
 from nonlocal_tensorflow.block import NonLocalBlock
 from nonlocal_tensorflow.networks import insert, look
 from nonlocal_tensorflow.networks.insert import insert_nonlocal, remove_nonlocal
@@ -29,5 +28,5 @@ from nonlocal_tensorflow.op import nonlocal_op
 __all__ = ["NonLocalBlock", "attention_of", "check_identity", "insert_nonlocal", "nonlocal_op", "remove_nonlocal"]
 
 # Where 0.1.0 had these modules, and its pickles look for functions and classes.
-for _name, _module in {"insert": insert, "network": look, "norm": layers}.items():
+for _name, _module in {"insert": insert, "network": look}.items():
     sys.modules[f"{__name__}.{_name}"] = _module

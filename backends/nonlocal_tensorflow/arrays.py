@@ -39,7 +39,7 @@ def wide(dtype: tf.DType) -> tf.DType:
 
 def masked(a: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """Return `a` (..., C) where the mask (...) is true, 0 elsewhere."""
-    return tf.where(mask[..., None], a, tf.constant(0, a.dtype))
+    return tf.where(tf.expand_dims(mask, -1), a, tf.constant(0, a.dtype))
 
 
 def flat(a: tf.Tensor) -> tf.Tensor:

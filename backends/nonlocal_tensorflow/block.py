@@ -15,8 +15,9 @@ from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.form import form_of
 from nonlocal_core.spec.options import SpecOptions, check_options
 from nonlocal_tensorflow.arrays import flat, masked, sizes
-from nonlocal_tensorflow.embed import embed, linear, result, set_numbers, uncut
-from nonlocal_tensorflow.layers import KerasBlock
+from nonlocal_tensorflow.configuration import KerasBlock
+from nonlocal_tensorflow.embed import embed, result, set_numbers, uncut
+from nonlocal_tensorflow.linear import linear
 from nonlocal_tensorflow.methods.pairwise import pairwise_weights
 from nonlocal_tensorflow.op import aggregate
 
@@ -39,6 +40,7 @@ class NonLocalBlock(KerasBlock):
             (concatenation).
         data_format: "channels_last", `(B, S1..Sk, C)`, or "channels_first", `(B, C, S1..Sk)`. None: the setting
             of Keras, which is "channels_last" unless it was changed.
+        synchronized: whether batch normalisation takes its statistics from all replicas of a distribution strategy.
         name: the name of the layer.
         dtype: the dtype or the dtype policy of the layer.
         trainable: whether the parameters are trained.
@@ -64,6 +66,7 @@ class NonLocalBlock(KerasBlock):
         *,
         method: str = "auto",
         data_format: str | None = None,
+        synchronized: bool = False,
         name: str | None = None,
         dtype: Any = None,
         trainable: bool = True,
@@ -76,11 +79,12 @@ class NonLocalBlock(KerasBlock):
         super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=autocast)
         data_format = keras.config.image_data_format() if data_format is None else data_format
         self.data_format = check_choice("data_format", data_format, ("channels_last", "channels_first"))
-        self.method, self.channels = method, channels
+        self.method, self.channels, self.synchronized = method, channels, synchronized
         self.supports_masking = True
         self._spec_of = partial(NonLocalSpec, **options)
         spec = self._spec_of(channels=1 if channels is None else channels)  # refuses wrong options in any case
         check_method(method, spec.pairwise)
+        self.pairwise = spec.pairwise if isinstance(spec.pairwise, keras.Layer) else None
         if channels is not None:
             self._create(spec)
             self.built = True
@@ -110,15 +114,11 @@ class NonLocalBlock(KerasBlock):
         check_array("x", x)
         if training is not None:
             check_bool("training", training)
-        params, key_mask = self._canonical(), mask if key_mask is None else key_mask
-        # A norm that takes the statistics of this input is a layer of its own; else it is a part of the last product.
-        norm = self.norm if training and self.norm is not None and self.norm.trainable else None
-        embedded = embed(
-            x, key_mask, params, self.spec, self.data_format, self.compute_dtype, training=norm is not None
-        )
-        (theta, phi, g), form = embedded.arrays, form_of(self.spec, params)
+        own = bool(training) and self.norm is not None and self.norm.trainable  # statistics of this input
+        embedded = embed(self, x, mask if key_mask is None else key_mask, training=own)
+        (theta, phi, g), form = embedded.arrays, form_of(self.spec, self.own_params())
         y = aggregate(theta, phi, g, form, embedded.valid, self.method, gradients=bool(training))
-        return result(y, x, embedded, params, self.spec, self.data_format, norm)
+        return result(self, y, x, embedded, training=own)
 
     def attention(
         self,
@@ -144,17 +144,21 @@ class NonLocalBlock(KerasBlock):
         check_array("x", x)
         if self.spec is None:
             self.build(x.shape)
-        params = self._canonical()
-        embedded = embed(x, key_mask, params, self.spec, self.data_format, self.compute_dtype, ("phi",), training=False)
+        embedded = embed(self, x, key_mask, ("phi",), training=False)
         rows, sets, (phi,), mask = flat(embedded.grid), embedded.sets, embedded.arrays, embedded.valid
         queries, keys = set_numbers(sets)
         if positions is not None:
             chosen = check_positions(positions, rows.shape[1])
             rows, queries = tf.gather(rows, chosen, axis=1), tf.gather(queries, chosen)
-        theta = linear(rows, params.get("theta.weight"), params.get("theta.bias"), sizes(rows)[:-1])
-        valid = (queries[:, None] == keys)[None]
+        theta = linear(rows, self.theta, sizes(rows)[:-1])
+        valid = tf.expand_dims(tf.expand_dims(queries, 1) == keys, 0)
         if mask is not None:
             phi = masked(phi, mask)
-            valid &= tf.linalg.matrix_transpose(uncut(mask[..., None], sets, sets.key_sizes))
+            valid &= tf.linalg.matrix_transpose(uncut(tf.expand_dims(mask, -1), sets, sets.key_sizes))
         phi = uncut(phi, sets, sets.key_sizes)
-        return tf.cast(pairwise_weights(theta, phi, form_of(self.spec, params), valid), x.dtype)
+        weights = tf.cast(pairwise_weights(theta, phi, form_of(self.spec, self.own_params()), valid), x.dtype)
+        if embedded.lost is None:
+            return weights
+        lost = tf.reshape(embedded.lost, [*sizes(embedded.grid)[:1], -1, 1])
+        lost = tf.cast(lost if positions is None else tf.gather(lost, chosen, axis=1), x.dtype)
+        return tf.where(tf.math.is_nan(lost), lost, weights)

@@ -3,43 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 
 from nonlocal_core.geometry import Sets
-from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.calls import check_arrays
 from nonlocal_tensorflow.arrays import channels_last, checks_when_run, flat, masked, sizes, wide
+from nonlocal_tensorflow.layers import LayeredBlock
+from nonlocal_tensorflow.linear import is_plain, kernel_and_bias, linear, product
+from nonlocal_tensorflow.norm import BatchNorm
 
-__all__ = ["Embedded", "embed", "linear", "result", "set_numbers", "uncut"]
-
-Params = Mapping[str, Any]
+__all__ = ["Embedded", "embed", "result", "set_numbers", "uncut"]
 
 
 class Embedded(NamedTuple):
     """The input of a block, cut into B' sets (B without `axes` and groups) and projected."""
 
     grid: tf.Tensor
-    """x `(B, S1..Sk, C)`, in the compute dtype."""
+    """x `(B, S1..Sk, C)`, in the compute dtype, with 0 in the rows that are masked and not finite."""
+    lost: tf.Tensor | None
+    """NaN in these rows and 0 in all others, `(B, S1..Sk, 1)`; None without a mask."""
     shape: list[Any]
     """Its sizes; scalar tensors where they are unknown in a trace."""
     sets: Sets
     arrays: list[tf.Tensor]
     """Those that were asked for: theta `(B', N', C')`, phi and g `(B', M', C')`."""
+    key_mask: tf.Tensor | None
+    """The mask that was given."""
     valid: tf.Tensor | None
     """Which keys take part, `(B', M')`; None: all."""
 
 
 def embed(
+    block: LayeredBlock,
     x: tf.Tensor,
     key_mask: tf.Tensor | None,
-    params: Params,
-    spec: NonLocalSpec,
-    data_format: str,
-    dtype: str,
     layers: Sequence[str] = ("theta", "phi", "g"),
     *,
     training: bool,
@@ -47,18 +49,16 @@ def embed(
     """Return the projections of the input of a block in its sets, with the keys pooled.
 
     Args:
+        block: its layers, its spec and its formats.
         x: the input of the block in its data format; it is checked.
         key_mask: `(B, S1..Sk)`, or None.
-        params: the canonical parameters.
-        spec: the block.
-        data_format: that of `x`.
-        dtype: the compute dtype.
         layers: which of theta, phi and g.
         training: whether batch normalisation takes its statistics from this input.
     """
-    grid = x if data_format == "channels_last" else tf.transpose(x, channels_last(range(len(x.shape)), data_format))
+    spec, order = block.spec, channels_last(range(len(x.shape)), block.data_format)
+    grid = x if block.data_format == "channels_last" else tf.transpose(x, order)
     check_arrays(spec, grid.shape, grid, key_mask, training=training)
-    grid = tf.cast(grid, dtype)
+    grid = tf.cast(grid, block.compute_dtype)
     shape = sizes(grid)
     sets = spec.sets(shape[1:-1])
     if None in grid.shape or (key_mask is not None and None in key_mask.shape):
@@ -67,83 +67,77 @@ def embed(
             grid = tf.identity(grid)
         if grid.shape[-1] is None:
             grid = tf.ensure_shape(grid, [*grid.shape[:-1], spec.channels])
-    keys, mask, valid = grid, None, None
+    keys, lost, mask, valid = grid, None, None, None
     if key_mask is not None:
-        keys, mask = masked(grid, key_mask), _cut(key_mask[..., None], sets)
-        valid = flat(_reduced(tf.logical_or, mask, sets))[..., 0]
+        zeros = tf.reduce_sum(0 * tf.stop_gradient(grid), -1, keepdims=True)
+        lost = tf.where(tf.expand_dims(key_mask, -1), tf.zeros_like(zeros), zeros)
+        grid = tf.where(tf.math.is_nan(lost), tf.zeros_like(grid), grid)
+        keys, mask = masked(grid, key_mask), _cut(tf.expand_dims(key_mask, -1), sets)
+        valid = tf.squeeze(flat(_reduced(tf.logical_or, mask, sets)), -1)
     is_whole = not sets.outer and sets.window is None  # one set without pooling: `linear` gives (B, N, C') at once
     leading = [shape[0], math.prod(shape[1:-1])] if is_whole else shape[:-1]
     if spec.subsample_at == "input":
         keys = _pool(_cut(keys, sets), sets, mask, valid)
     arrays = []
     for layer in layers:
-        weight, bias = params.get(f"{layer}.weight"), params.get(f"{layer}.bias")
         if layer == "theta":
-            a = linear(grid, weight, bias, leading)
+            a = linear(grid, getattr(block, layer), leading)
             arrays.append(a if is_whole else flat(_cut(a, sets)))
         elif spec.subsample_at == "input":
-            arrays.append(linear(keys, weight, bias, sizes(keys)[:-1]))
+            arrays.append(linear(keys, getattr(block, layer), sizes(keys)[:-1]))
         else:
-            a = linear(keys, weight, bias, leading)
+            a = linear(keys, getattr(block, layer), leading)
             arrays.append(a if is_whole else _pool(_cut(a, sets), sets, mask, valid))
-    return Embedded(grid, shape, sets, arrays, valid)
+    return Embedded(grid, lost, shape, sets, arrays, key_mask, valid)
 
 
-def result(
-    y: tf.Tensor,
-    x: tf.Tensor,
-    embedded: Embedded,
-    params: Params,
-    spec: NonLocalSpec,
-    data_format: str,
-    norm: Callable[..., tf.Tensor] | None,
-) -> tf.Tensor:
+def result(block: LayeredBlock, y: tf.Tensor, x: tf.Tensor, embedded: Embedded, *, training: bool) -> tf.Tensor:
     """Return z_i = x_i + norm(W_z y_i + b_z).
 
     Args:
+        block: its layers, its spec and its formats.
         y: what the operation gives, `(B', N', C')`.
         x: the input of the block.
         embedded: what `embed` made of it.
-        params: the canonical parameters.
-        spec: the block.
-        data_format: that of `x` and z.
-        norm: the layer that normalises by the statistics of this input. None: a norm is a part of the last product.
+        training: whether the norm takes the statistics of this input. If not it is a part of the last product.
     """
-    batch, *spatial, _ = embedded.shape
+    spec, lost, (batch, *spatial, _) = block.spec, embedded.lost, embedded.shape
     if embedded.sets.outer:
         y = uncut(y, embedded.sets, embedded.sets.inner_sizes)
-    weight, bias = params["out.weight"], params.get("out.bias")
-    if norm is not None:
-        r = norm(linear(y, weight, bias, [batch, math.prod(spatial)]), training=True)
-        r = tf.reshape(r, [batch, *spatial, spec.channels])
+    rows = [batch, math.prod(spatial)]
+    if spec.norm is None:
+        r = linear(y, block.out, [batch, *spatial])
+    elif is_plain(block.out) and not training and type(block.norm) in {BatchNorm, type(None)}:
+        r = product(y, *_folded(block), [batch, *spatial])
+    elif block.norm is None:
+        r = tf.cast(linear(y, block.out, [batch, *spatial]), wide(y.dtype))
+        r = tf.cast(r * tf.cast(block.norm_weight, r.dtype) + tf.cast(block.norm_bias, r.dtype), y.dtype)
     else:
-        if spec.norm is not None:
-            weight, bias = _with_norm(params, spec.norm_epsilon)
-        r = linear(y, weight, bias, [batch, *spatial])
-    if data_format == "channels_first":
-        r = tf.transpose(r, [0, r.shape.rank - 1, *range(1, r.shape.rank - 1)])
+        mask = None if embedded.key_mask is None else tf.reshape(embedded.key_mask, rows)
+        given = {"mask": mask} if isinstance(block.norm, keras.layers.BatchNormalization) else {}
+        r = block.norm(linear(y, block.out, rows), training=training, **given)
+        r = tf.reshape(r, [batch, *spatial, spec.channels])
+    if block.data_format == "channels_first":
+        order = [0, r.shape.rank - 1, *range(1, r.shape.rank - 1)]
+        r, lost = tf.transpose(r, order), None if lost is None else tf.transpose(lost, order)
     z = tf.cast(r, x.dtype)
-    return x + z if spec.residual else z
+    if lost is None:
+        return x + z if spec.residual else z
+    is_lost = tf.math.is_nan(lost)
+    z = tf.where(is_lost, tf.zeros_like(x), x) + z if spec.residual else z
+    return tf.where(is_lost, tf.cast(lost, z.dtype), z)
 
 
-def linear(a: tf.Tensor, weight: Any, bias: Any, leading: Sequence[Any]) -> tf.Tensor:
-    """Return W a + b on the last axis, `a` without a weight, in the dtype of `a`, as `(*leading, C')`."""
-    if weight is None:
-        return tf.reshape(a, [*leading, a.shape[-1]])
-    product = tf.matmul(tf.reshape(a, [-1, weight.shape[1]]), tf.cast(weight, a.dtype), transpose_b=True)
-    product = product if bias is None else tf.nn.bias_add(product, tf.cast(bias, a.dtype))
-    return tf.reshape(product, [*leading, weight.shape[0]])
-
-
-def _with_norm(params: Params, epsilon: float) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return W_z and b_z with the norm after them in them, by its running statistics if it has any."""
-    dtype = wide(params["out.weight"].dtype)
-    weight, gamma, beta = (tf.cast(params[name], dtype) for name in ("out.weight", "norm.weight", "norm.bias"))
-    if "norm.mean" in params:
-        gamma /= tf.sqrt(tf.cast(params["norm.variance"], dtype) + epsilon)
-        beta -= gamma * tf.cast(params["norm.mean"], dtype)
-    bias = params.get("out.bias")
-    return gamma[:, None] * weight, beta if bias is None else beta + gamma * tf.cast(bias, dtype)
+def _folded(block: LayeredBlock) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return W_z, as a kernel, and b_z with the norm after them in them, by its running statistics if it has any."""
+    kernel, bias = kernel_and_bias(block.out)
+    dtype = wide(kernel.dtype)
+    params = {name: tf.cast(value, dtype) for name, value in block.own_params().items()}
+    gamma, beta = params["norm.weight"], params["norm.bias"]
+    if block.norm is not None:
+        gamma /= tf.sqrt(params["norm.variance"] + block.spec.norm_epsilon)
+        beta -= gamma * params["norm.mean"]
+    return gamma * tf.cast(kernel, dtype), beta if bias is None else beta + gamma * tf.cast(bias, dtype)
 
 
 def _cut(a: tf.Tensor, sets: Sets) -> tf.Tensor:
@@ -169,7 +163,7 @@ def _pool(a: tf.Tensor, sets: Sets, mask: tf.Tensor | None, valid: tf.Tensor | N
         return flat(a)
     if mask is None:
         return flat(_reduced(tf.maximum, a, sets))
-    a = tf.where(mask, a, tf.constant(float("-inf"), a.dtype))
+    a = tf.where(mask, a, tf.constant(a.dtype.min, a.dtype))
     return masked(flat(_reduced(tf.maximum, a, sets)), valid)
 
 
@@ -191,7 +185,7 @@ def _reduced(function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], a: tf.Tensor
 
 def set_numbers(sets: Sets) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the number of the set of each query (N,) and of each key (M,), in row-major order."""
-    numbers = tf.range(sets.count)[:, None, None]
+    numbers = tf.reshape(tf.range(sets.count), [-1, 1, 1])
     queries, keys = (
         uncut(tf.tile(numbers, [1, math.prod(inner), 1]), sets, inner)[0, :, 0]
         for inner in (sets.inner_sizes, sets.key_sizes)

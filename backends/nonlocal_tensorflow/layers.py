@@ -1,26 +1,26 @@
-"""What Keras alone asks of the block: variables, shapes, a configuration; and its batch normalisation."""
+"""The layers of the block and its other parameters, and what it does with them under their canonical names."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from nonlocal_core.arguments import Size
-from nonlocal_core.errors import fail_value
+from nonlocal_core.errors import fail_type, fail_value
+from nonlocal_core.files.conversion import to_numpy
 from nonlocal_core.networks.block import CanonicalBlock
 from nonlocal_core.spec import NonLocalSpec
-from nonlocal_core.spec.block import options_of
-from nonlocal_core.spec.calls import check_arrays
 from nonlocal_core.spec.parameters import initial_moments, param_shapes
-from nonlocal_tensorflow.arrays import channels_last, wide
+from nonlocal_tensorflow.linear import check_plain, kernel_and_bias
+from nonlocal_tensorflow.norm import BatchNorm
 
-__all__ = ["BatchNorm", "KerasBlock"]
+__all__ = ["LAYERS", "LayeredBlock"]
+
+_LINEAR = ("theta", "phi", "g", "out")
+LAYERS = (*_LINEAR, "norm")
 
 _NORM_NAMES = {
     "norm.weight": "gamma",
@@ -30,166 +30,142 @@ _NORM_NAMES = {
 }
 
 
-class BatchNorm(keras.layers.BatchNormalization):
-    """Keras' layer on `(B, N, C)`, with second derivatives that are right in training.
-
-    Keras takes the variance about a mean that has no gradient, which is right for first derivatives alone.
-    """
-
-    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: None = None) -> tf.Tensor:
-        """Return gamma (r - mean) / sqrt(variance + epsilon) + beta."""
-        if not (training and self.trainable):
-            return super().call(inputs, training=False, mask=mask)
-        r = tf.cast(inputs, wide(inputs.dtype))
-        gamma, beta, *running = (
-            tf.cast(weight, r.dtype) for weight in (self.gamma, self.beta, self.moving_mean, self.moving_variance)
-        )
-        shift = tf.stop_gradient(_mean(r))
-        r -= shift  # a long sum in float32 loses digits, the fewer the smaller its terms
-        mean = _mean(r)
-        variance = _mean(tf.square(r - mean))
-        self.moving_mean.assign(self.momentum * running[0] + (1 - self.momentum) * (shift + mean))
-        self.moving_variance.assign(self.momentum * running[1] + (1 - self.momentum) * variance)
-        return tf.cast(gamma * ((r - mean) / tf.sqrt(variance + self.epsilon)) + beta, inputs.dtype)
-
-
-def _mean(r: tf.Tensor) -> tf.Tensor:
-    """Return the mean of each channel of `(B, N, C)`, by sample first: two short sums are more exact than one."""
-    return tf.reduce_mean(tf.reduce_mean(r, axis=1), axis=0)
-
-
-class KerasBlock(CanonicalBlock, keras.layers.Layer):
-    """A Keras layer whose variables, shapes and configuration follow from a spec."""
+class LayeredBlock(CanonicalBlock, keras.layers.Layer):
+    """A Keras layer that holds the layers of a spec; each may be replaced by another of the same widths."""
 
     spec: NonLocalSpec = None  # type: ignore[assignment]  # until the first input tells the channels
-    norm: BatchNorm | None = None
-    channels: int | None
-    method: str
+    theta: keras.Layer | None = None
+    phi: keras.Layer | None = None
+    g: keras.Layer | None = None
+    out: keras.Layer | None = None
+    norm: keras.Layer | None = None
+    pairwise: keras.Layer | None = None
     data_format: str
-    _spec_of: partial[NonLocalSpec]
+    synchronized: bool
     _own_names: tuple[str, ...]
-    """The canonical names of the parameters that are not those of a layer `norm`."""
-
-    @classmethod
-    def from_spec(
-        cls,
-        spec: NonLocalSpec,
-        *,
-        method: str = "auto",
-        data_format: str | None = None,
-        name: str | None = None,
-        dtype: Any = None,
-        trainable: bool = True,
-        autocast: bool = True,
-    ) -> Self:
-        """Return a new block that computes `spec`."""
-        own = {"method": method, "data_format": data_format, "name": name, "dtype": dtype}
-        return cls(**options_of(spec), **own, trainable=trainable, autocast=autocast)
-
-    def build(self, x_shape: Sequence[Size], key_mask_shape: Sequence[Size] | None = None) -> None:
-        """Create the parameters for an input of this shape, if they do not exist yet.
-
-        Args:
-            x_shape: the shape of `x`, None where a size is unknown.
-            key_mask_shape: the shape of `key_mask`, if there is one.
-
-        Raises:
-            ValueError: if the shape does not fit the options, or its channels are needed and unknown.
-        """
-        shape = channels_last(x_shape, self.data_format)
-        if self.spec is None and shape[-1] is None:
-            raise fail_value("channels", "be given where the channels of the input are unknown", None)
-        spec = self._spec_of(channels=shape[-1]) if self.spec is None else self.spec
-        spec.check_input(shape, mask_shape=key_mask_shape)
-        if self.spec is None:
-            self._create(spec)
-
-    def compute_output_shape(self, x_shape: Sequence[Size]) -> tuple[Size, ...]:
-        """Return the shape of z, which is that of `x`."""
-        return tuple(x_shape)
-
-    def compute_output_spec(
-        self,
-        x: Any,
-        key_mask: Any = None,
-        training: bool | None = None,  # noqa: ARG002 - Keras gives what `call` takes
-        mask: Any = None,
-    ) -> keras.KerasTensor:
-        """Return the shape and the dtype of z for a symbolic `x`, which is checked."""
-        key_mask = mask if key_mask is None else key_mask
-        check_arrays(self.spec, channels_last(x.shape, self.data_format), x, key_mask, training=False)
-        return keras.KerasTensor(x.shape, dtype=x.dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor, from which Keras makes an equal layer.
-
-        Raises:
-            ValueError: if `pairwise` is a function.
-        """
-        spec = self._spec_of(channels=1 if self.channels is None else self.channels)
-        inner = self._spec_of.keywords.get("inner_channels")
-        return {
-            **super().get_config(),
-            **json.loads(spec.to_json()),
-            "channels": None if self.channels is None else spec.channels,
-            "inner_channels": None if inner is None else spec.inner_channels,
-            "method": self.method,
-            "data_format": self.data_format,
-            "autocast": self.autocast,
-        }
+    """The canonical names of the parameters that are not those of a layer."""
 
     def _create(self, spec: NonLocalSpec) -> None:
-        """Take the spec and create its parameters."""
+        """Take the spec and create its layers and parameters."""
         self.spec, shapes = spec, param_shapes(spec)
-        self._own_names = tuple(name for name in shapes if spec.norm != "batch" or name not in _NORM_NAMES)
+        for name in LAYERS:
+            if f"{name}.weight" in shapes and (name != "norm" or spec.norm == "batch"):
+                layer = getattr(self, name)
+                setattr(self, name, self.new_layer(name) if layer is None else layer)
+        self._own_names = tuple(name for name in shapes if getattr(self, name.partition(".")[0], None) is None)
         for name in self._own_names:
             start = _initializer(name, spec)
-            # Each use casts for itself: a norm is folded into W_z in full precision.
+            # Each use casts for itself.
             variable = self.add_weight(shape=shapes[name], initializer=start, name=name, autocast=False)
             # Checkpoints of TensorFlow find attributes, and pass over the values of a dict.
             setattr(self, name.replace(".", "_"), variable)
-        if spec.norm == "batch":
-            self.norm = BatchNorm(
-                momentum=1 - spec.norm_momentum,
-                epsilon=spec.norm_epsilon,
-                gamma_initializer=_initializer("norm.weight", spec),
-                name="norm",
-                dtype=self.variable_dtype,
-                trainable=self.trainable,
-            )
-            with keras.name_scope(self.name, caller=self):
-                self.norm.build((None, None, spec.channels))
 
-    def _canonical(self) -> dict[str, Any]:
-        """Return the live parameters and statistics under their canonical names."""
-        if self.spec is None:
-            raise fail_value("channels", "be given, or the block built, before it has parameters", None)
+    def new_layer(self, name: str) -> keras.Layer:
+        """Return a layer of the spec as it starts."""
+        shared = {"name": name, "dtype": self.dtype_policy, "trainable": self.trainable}
+        start = _initializer(f"{name}.weight", self.spec)
+        if name == "norm":
+            return BatchNorm(
+                momentum=1 - self.spec.norm_momentum,
+                epsilon=self.spec.norm_epsilon,
+                gamma_initializer=start,
+                synchronized=self.synchronized,
+                **shared | {"dtype": self.variable_dtype},
+            )
+        units, biased = self._widths(name)[1], self.spec.bias[name]
+        return keras.layers.Dense(units, use_bias=biased, kernel_initializer=start, **shared)
+
+    def _widths(self, name: str) -> tuple[int, int]:
+        """Return how many channels go into a layer and come out of it."""
+        outer, inner = self.spec.channels, self.spec.inner_channels
+        return {"out": (inner, outer), "norm": (outer, outer)}.get(name, (outer, inner))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Take a layer in the place of another of the block, which Keras would keep beside it."""
+        old = vars(self).get(name) if name in LAYERS else None
+        if name in LAYERS and value is not None and not isinstance(value, keras.Layer):
+            raise fail_type(name, "be a keras.Layer", value)
+        if name in LAYERS and value is not None and self.spec is not None:
+            entering, leaving = self._widths(name)
+            with keras.name_scope(self.name, caller=self):
+                y = value(keras.KerasTensor((None, None, entering), self.compute_dtype))
+            if y.shape != (None, None, leaving):
+                raise fail_value(name, f"be a layer that gives (B, N, {leaving}) for (B, N, {entering})", y.shape)
+        if old is not None:
+            self._tracker.unlock()
+            self._tracker.untrack(old)
+        super().__setattr__(name, value)
+
+    def own_params(self) -> dict[str, Any]:
+        """Return the live parameters and statistics that are not those of linear layers under their canonical names."""
         params = {name: getattr(self, name.replace(".", "_")) for name in self._own_names}
-        if self.norm is not None:
+        if isinstance(self.norm, keras.layers.BatchNormalization):
             params |= {name: getattr(self.norm, attribute) for name, attribute in _NORM_NAMES.items()}
         return params
 
+    def _canonical(self, layers: Sequence[str] = (*LAYERS, "concat"), *, written: bool = False) -> dict[str, Any]:
+        """Return the parameters and statistics of some layers under their canonical names.
+
+        Raises:
+            ValueError: if there are none yet, or a layer computes with more than its weights; if they are to be
+                written, also if it has LoRA.
+        """
+        if self.spec is None:
+            raise fail_value("channels", "be given, or the block built, before it has parameters", None)
+        params = self.own_params()
+        for name in _LINEAR:
+            layer = getattr(self, name)
+            if layer is not None and name in layers:
+                check_plain(name, layer, written=written)
+                kernel, bias = kernel_and_bias(layer)
+                params |= {f"{name}.weight": tf.transpose(kernel)} | ({} if bias is None else {f"{name}.bias": bias})
+        names = [name for name in param_shapes(self.spec) if name.partition(".")[0] in layers]
+        if not params.keys() >= set(names):
+            raise fail_value("norm", "be a keras.layers.BatchNormalization for its parameters to be read", self.norm)
+        return {name: params[name] for name in names}
+
+    def last_params(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Return the parameters of the last factor under their canonical names."""
+        last = self._canonical(("out" if self.spec.norm is None else "norm",))
+        return {name: to_numpy(name, value) for name, value in last.items()}
+
     def _assign(self, params: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Take over the values of all parameters, which fit."""
-        variables = self._canonical()
-        cast = {name: tf.cast(params[name], variable.dtype) for name, variable in variables.items()}
-        for name, variable in variables.items():
-            variable.assign(cast[name])
+        self._canonical(written=True)
+        variables = self.own_params()
+        for name in _LINEAR:
+            if (layer := getattr(self, name)) is not None:
+                variables |= {f"{name}.weight": layer.kernel, f"{name}.bias": layer.bias}
+        cast = {name: tf.cast(array.T, variables[name].dtype) for name, array in params.items()}
+        for name, array in cast.items():
+            variables[name].assign(array)
 
-    def _like(self, spec: NonLocalSpec) -> Self:
-        """Return a new block that computes `spec` and is like this one in all else."""
-        return self.from_spec(
-            spec,
-            method=self.method,
-            data_format=self.data_format,
-            name=self.name,
-            dtype=self.dtype_policy,
-            trainable=self.trainable,
-            autocast=self.autocast,
-        )
+    def load_own_variables(self, store: Any) -> None:
+        """Load the variables from a file, in which all may be those of the block, as before version 0.2.0."""
+        layers = [layer for name in _LINEAR if (layer := getattr(self, name)) is not None]
+        if self.spec is None or len(store.keys()) < sum(len(layer.weights) for layer in layers):
+            super().load_own_variables(store)
+            return
+        names = [name for name in param_shapes(self.spec) if self.norm is None or name not in _NORM_NAMES]
+        kept = {name: np.asarray(store[str(number)]) for number, name in enumerate(names)}
+        self._assign({**self.export_params(), **kept})
+        for layer in layers:
+            _load_later(layer)
 
 
 def _initializer(name: str, spec: NonLocalSpec) -> keras.initializers.Initializer:
     """Return how a parameter starts; one of its own for each, since Keras' repeat their values."""
     mean, deviation = initial_moments(name, spec)
     return keras.initializers.RandomNormal(mean, deviation) if deviation else keras.initializers.Constant(mean)
+
+
+def _load_later(layer: keras.Layer) -> None:
+    """Let a layer pass over the next load if there is nothing for it."""
+    load = layer.load_own_variables
+
+    def passed(store: Any) -> None:
+        del layer.load_own_variables
+        if store.keys():
+            load(store)
+
+    layer.load_own_variables = passed

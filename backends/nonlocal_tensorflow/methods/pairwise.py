@@ -13,7 +13,7 @@ __all__ = ["key_count", "pairwise_sums", "pairwise_weights", "summands"]
 
 def pairwise_sums(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, form: Form, key_mask: tf.Tensor | None) -> tf.Tensor:
     """Return y (B, N, D) by way of the N x M matrix; invalid values are 0."""
-    valid = None if key_mask is None else key_mask[:, None, :]
+    valid = None if key_mask is None else tf.expand_dims(key_mask, 1)
     return pairwise_weights(theta, phi, form, valid) @ g
 
 
@@ -22,10 +22,10 @@ def pairwise_weights(theta: tf.Tensor, phi: tf.Tensor, form: Form, valid: tf.Ten
     dtype = wide(theta.dtype)
     theta, phi = tf.cast(theta, dtype), tf.cast(phi, dtype)
     if callable(form.pairwise):
-        scores = form.scale * check_scores(form.pairwise(theta, phi), theta, phi)
+        scores = form.scale * tf.cast(check_scores(form.pairwise(theta, phi), theta, phi), dtype)
     elif form.pairwise == "concatenation":
         a, b = summands(theta, phi, form)
-        scores = form.scale * tf.nn.relu(a[:, :, None] + b[:, None, :])
+        scores = form.scale * tf.nn.relu(tf.expand_dims(a, 2) + tf.expand_dims(b, 1))
     else:
         scores = tf.matmul(form.scale * theta, phi, transpose_b=True)
     if form.softmax:
@@ -56,5 +56,5 @@ def _softmax(scores: tf.Tensor, valid: tf.Tensor | None) -> tf.Tensor:
         return tf.nn.softmax(scores)
     # A row without any key would be NaN: it is computed with every key, then set to 0.
     empty = ~tf.reduce_any(valid, axis=-1, keepdims=True)
-    scores = tf.where(valid | empty, scores, tf.constant(float("-inf"), scores.dtype))
+    scores = tf.where(valid | empty, scores, tf.constant(scores.dtype.min, scores.dtype))
     return tf.where(valid, tf.nn.softmax(scores), tf.constant(0, scores.dtype))

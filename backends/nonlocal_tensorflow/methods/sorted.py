@@ -23,16 +23,16 @@ Ranks = tuple[tf.Tensor, tf.Tensor]
 def sorted_sums(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, form: Form, key_mask: tf.Tensor | None) -> tf.Tensor:
     """Return y (B, N, D) by way of prefix sums; invalid keys and values are 0."""
     a, b = summands(theta, phi, form)
-    last = b if key_mask is None else tf.where(key_mask, b, tf.constant(float("-inf"), b.dtype))
+    last = b if key_mask is None else tf.where(key_mask, b, tf.constant(b.dtype.min, b.dtype))
     of_queries, of_keys = _ranks(tf.stop_gradient(a), tf.stop_gradient(last))
     # The median of the valid b goes from the keys to the queries: large opposite offsets would cancel badly.
     valid = tf.ones_like(b, tf.int32) if key_mask is None else tf.cast(key_mask, tf.int32)
     middle = tf.gather(of_queries[0], tf.reduce_sum(valid, axis=1, keepdims=True) // 2, batch_dims=1)
     centre = tf.stop_gradient(tf.gather(b, middle, batch_dims=1))
     a, b = a + centre, b - centre
-    plain, weighted = _active_sums(of_queries, of_keys, g, b[..., None] * g)
-    sums = form.scale * (a[..., None] * plain + weighted)
-    return sums / key_count(phi, None if key_mask is None else key_mask[:, None, :])
+    plain, weighted = _active_sums(of_queries, of_keys, g, tf.expand_dims(b, -1) * g)
+    sums = form.scale * (tf.expand_dims(a, -1) * plain + weighted)
+    return sums / key_count(phi, None if key_mask is None else tf.expand_dims(key_mask, 1))
 
 
 def _active_sums(of_queries: Ranks, of_keys: Ranks, *values: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -57,7 +57,7 @@ def _ranks(a: tf.Tensor, b: tf.Tensor) -> tuple[Ranks, Ranks]:
     queries, keys = sizes(a)[1], sizes(b)[1]
     merged = tf.concat([-a, b], axis=1)
     # No order is defined for NaN. As the largest, that of a key reaches every query, that of a query no other.
-    merged = tf.where(tf.math.is_nan(merged), tf.constant(float("inf"), merged.dtype), merged)
+    merged = tf.where(tf.math.is_nan(merged), tf.constant(merged.dtype.max, merged.dtype), merged)
     order = tf.argsort(merged, axis=1, direction="DESCENDING", stable=True)
     is_key = order >= queries
     keys_passed = tf.cumsum(tf.cast(is_key, tf.int32), axis=1)
@@ -71,7 +71,7 @@ def _ranks(a: tf.Tensor, b: tf.Tensor) -> tuple[Ranks, Ranks]:
 def _scattered(values: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
     """Return each row of `values` with its entries at `places`, a permutation."""
     batch, length = sizes(values)
-    flat = places + length * tf.range(batch)[:, None]
+    flat = places + length * tf.expand_dims(tf.range(batch), 1)
     scattered = tf.scatter_nd(tf.reshape(flat, [-1, 1]), tf.reshape(values, [-1]), [batch * length])
     return tf.reshape(scattered, [batch, length])
 

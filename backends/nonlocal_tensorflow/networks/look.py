@@ -35,12 +35,12 @@ def check_identity(model: keras.Layer) -> None:
     Example:
         >>> model = keras.Sequential([keras.layers.Conv1D(8, 3), NonLocalBlock(8, name="block")])
         >>> check_identity(model)
-        >>> _ = model.layers[1].out_bias.assign(tf.ones(8))
+        >>> _ = model.layers[1].out.bias.assign(tf.ones(8))
         >>> check_identity(model)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ValueError: `model` must have blocks that are the identity, ... Got other values in out.bias of 'block', ...
     """
-    check_identities({name: (block.export_params(), block.spec) for name, block in _blocks(model).items()})
+    check_identities({name: (block.last_params(), block.spec) for name, block in _blocks(model).items()})
 
 
 def attention_of(

@@ -24,7 +24,7 @@ __all__ = ["TensorflowDriver"]
 T = TypeVar("T")
 
 _DEVICES = {"cpu": "CPU", "cuda": "GPU", "gpu": "GPU"}
-_NORM_NAMES = {"gamma": "norm.weight", "beta": "norm.bias"}
+_NAMES = {"kernel": "weight", "gamma": "weight", "beta": "bias"}
 
 
 class TensorflowDriver:
@@ -89,7 +89,7 @@ class TensorflowDriver:
                 tape.watch(given)
                 z = block(given, key_mask=_mask(key_mask), training=training)
             dx, dparams = tape.gradient(z, (given, _trainable(block)), tf.constant(dz))
-            return dx.numpy(), {name: d.numpy() for name, d in dparams.items()}
+            return dx.numpy(), {name: d.numpy().T for name, d in dparams.items()}
 
     def hvp(
         self,
@@ -114,11 +114,11 @@ class TensorflowDriver:
                     inner.watch(given)
                     z = block(given, key_mask=_mask(key_mask), training=training)
                 dx, dparams = inner.gradient(z, sources, tf.constant(dz))
-                products = [dx * vx, *(d * vparams[name] for name, d in dparams.items())]
+                products = [dx * vx, *(d * vparams[name].T for name, d in dparams.items())]
                 product = tf.add_n([tf.reduce_sum(a) for a in products])
             zero = tf.UnconnectedGradients.ZERO
             hx, hparams = outer.gradient(product, sources, unconnected_gradients=zero)
-            return hx.numpy(), {name: h.numpy() for name, h in hparams.items()}
+            return hx.numpy(), {name: h.numpy().T for name, h in hparams.items()}
 
     def train(
         self, spec: Spec, params: Params, x: Array, target: Array, key_mask: Mask = None, *, steps: int, rate: float
@@ -252,8 +252,9 @@ def _options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _trainable(block: NonLocalBlock) -> dict[str, Any]:
-    """Return the trainable weights under their canonical names."""
-    return {_NORM_NAMES.get(weight.name, weight.name): weight.value for weight in block.trainable_weights}
+    """Return the trainable weights under their canonical names; kernels are transposed weights."""
+    places = [(weight.path.split("/")[-2:], weight.value) for weight in block.trainable_weights]
+    return {name if "." in name else f"{layer}.{_NAMES.get(name, name)}": value for (layer, name), value in places}
 
 
 def _statistics(block: NonLocalBlock) -> Params:

@@ -50,21 +50,21 @@ def assert_near(actual, expected, tolerance=1e-12):
     np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=tolerance, atol=tolerance)
 
 
-EMBEDDED = [f"{layer}.{kind}" for layer in ("theta", "phi", "g", "out") for kind in ("weight", "bias")]
+EMBEDDED = [f"{layer}/{kind}" for layer in ("theta", "phi", "g", "out") for kind in ("kernel", "bias")]
 NAMES = [
-    ({"pairwise": "gaussian"}, ["g.weight", "g.bias", "out.weight", "out.bias"]),
+    ({"pairwise": "gaussian"}, EMBEDDED[4:]),
     ({"norm": "batch"}, [*EMBEDDED, "norm/gamma", "norm/beta", "norm/moving_mean", "norm/moving_variance"]),
-    ({"pairwise": "dot_product", "norm": "affine"}, [*EMBEDDED, "norm.weight", "norm.bias"]),
+    ({"pairwise": "dot_product", "norm": "affine"}, ["norm.weight", "norm.bias", *EMBEDDED]),
     (
         {"pairwise": "concatenation", "bias": {"concat": True}},
-        [*EMBEDDED[:6], "concat.weight", "concat.bias", *EMBEDDED[6:]],
+        ["concat.weight", "concat.bias", *EMBEDDED],
     ),
     ({"bias": False}, EMBEDDED[::2]),
 ]
 
 
 @pytest.mark.parametrize(("options", "names"), NAMES)
-def test_the_weights_exist_before_the_first_call_under_their_canonical_names(options, names):
+def test_the_weights_exist_before_the_first_call_under_their_names(options, names):
     block = NonLocalBlock(6, name="block", **options)
     assert block.built
     assert [weight.path for weight in block.weights] == [f"block/{name}" for name in names]
@@ -501,7 +501,7 @@ def test_parameters_of_bfloat16_are_exported_as_float32():
     block = filled_block(dtype="bfloat16")
     exported = block.export_params()
     assert {a.dtype for a in exported.values()} == {np.dtype("float32")}
-    assert_equal(exported["g.weight"], tf.cast(block.g_weight, "float32"))
+    assert_equal(exported["g.weight"], tf.cast(tf.transpose(block.g.kernel.value), "float32"))
 
 
 def test_parameters_that_do_not_exist_yet_are_asked_for_in_words():

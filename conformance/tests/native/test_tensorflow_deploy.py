@@ -117,7 +117,7 @@ def test_a_network_that_version_0_1_0_wrote_is_loaded_and_computes_what_it_did()
 )
 def test_what_a_pickle_of_version_0_1_0_names_is_found_there(module, name):
     found = getattr(importlib.import_module(f"nonlocal_tensorflow.{module}"), name)
-    assert found is getattr(nonlocal_tensorflow, name, nonlocal_tensorflow.layers.BatchNorm)
+    assert found is getattr(nonlocal_tensorflow, name, nonlocal_tensorflow.norm.BatchNorm)
 
 
 # Norms folded away
@@ -148,7 +148,7 @@ def test_a_folded_block_is_the_same_layer_in_all_else(policy):
     block = NonLocalBlock(6, pairwise="concatenation", norm="batch", name="own", dtype=policy, **options)
     folded = filled(block).fold_norm()
     assert folded.get_config() == block.get_config() | {"norm": None}
-    assert {weight.dtype for weight in folded.weights} == {block.out_weight.dtype}
+    assert {weight.dtype for weight in folded.weights} == {block.out.kernel.dtype}
     assert not {id(weight) for weight in folded.weights} & {id(weight) for weight in block.weights}
 
 

@@ -1,0 +1,236 @@
+"""What users of Keras hang on the layers of a block, put in their places, and spread over devices."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import nonlocal_core as nlc
+from nonlocal_tensorflow import NonLocalBlock, check_identity
+
+LINEAR = ("theta", "phi", "g", "out")
+
+# Keras gives its own weights to NumPy in the old way.
+gives_weights = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+
+def filled_block(**options):
+    """Return a block for 6 channels, no parameter of which is zero."""
+    block, rng = NonLocalBlock(6, **options), np.random.default_rng(0)
+    block.import_params({name: rng.uniform(0.1, 1.1, a.shape) for name, a in block.export_params().items()})
+    return block
+
+
+def random_input(*shape):
+    return np.random.default_rng(1).normal(size=shape).astype("float32")
+
+
+def assert_near(actual, expected, tolerance=1e-5):
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=tolerance, atol=tolerance)
+
+
+def with_lora(block, name):
+    getattr(block, name).enable_lora(2)
+    getattr(block, name).lora_kernel_b.assign(np.full(getattr(block, name).lora_kernel_b.shape, 0.1))
+
+
+def doubled(block, name):
+    setattr(block, name, keras.Sequential([getattr(block, name), keras.layers.Rescaling(2.0)]))
+
+
+def active(block, name):
+    getattr(block, name).activation = keras.activations.tanh
+
+
+def quantised(block, name):
+    getattr(block, name).quantize("int8")
+
+
+@pytest.mark.parametrize("norm", [None, "batch", "affine"])
+@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("change", [with_lora, doubled, active])
+def test_what_is_hung_on_a_layer_acts_in_every_call(change, name, norm):
+    block, x = filled_block(norm=norm, subsample=2), random_input(2, 5, 7, 6)
+    params = block.export_params()
+    before = {training: block(x, training=training) for training in (False, True)}
+    rows = block.attention(x, [3, 1])
+    block.import_params(params)
+    change(block, name)
+    for training in (False, True):
+        assert not np.allclose(block(x, training=training), before[training], atol=1e-3 if norm != "batch" else 1e-6)
+    assert np.allclose(block.attention(x, [3, 1]), rows, atol=1e-4) == (name in {"g", "out"})
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("norm", [None, "batch", "affine"])
+def test_with_lora_a_block_computes_and_exports_what_its_layers_do(norm, policy):
+    block, x = filled_block(norm=norm, dtype=policy), random_input(2, 5, 7, 6)
+    for name in LINEAR:
+        with_lora(block, name)
+    tolerance = 1e-5 if policy == "float32" else 0.05
+    for merged, spec in [(block.export_params(), block.spec), *([] if norm is None else [folded_of(block)])]:
+        expected = nlc.nonlocal_block(x.astype("float64"), merged, spec)
+        assert np.abs(tf.cast(block(x), "float64") - expected).max() < tolerance * np.abs(expected).max()
+    with pytest.raises(ValueError, match=r"`theta` must be without LoRA, for its weights to be written\. Got rank 2"):
+        block.import_params(block.export_params())
+
+
+def folded_of(block):
+    folded = block.fold_norm()
+    return folded.export_params(), folded.spec
+
+
+def test_with_lora_the_matrices_of_low_rank_train_alone():
+    block, x = filled_block(), random_input(2, 9, 6)
+    for name in LINEAR:
+        with_lora(block, name)
+        getattr(block, name).bias.trainable = False
+    model = keras.Sequential([block])
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    before = block.get_weights()
+    model.fit(x, x, verbose=0)
+    moved = {
+        weight.path.split("/")[-1]
+        for weight, old in zip(block.weights, before, strict=True)
+        if not np.array_equal(weight.numpy(), old)
+    }
+    assert moved == {"lora_kernel_a", "lora_kernel_b"}
+
+
+@gives_weights
+@pytest.mark.parametrize("norm", [None, "batch"])
+def test_a_quantised_network_computes_in_eight_bits_and_says_that_it_cannot_be_exported(norm):
+    block, x = filled_block(norm=norm), random_input(2, 5, 7, 6)
+    model = keras.Sequential([keras.Input((None, None, 6)), block])
+    expected = model(x)
+    for name in LINEAR:
+        getattr(block, name).quantize("int8")
+    assert {getattr(block, name).kernel.dtype for name in LINEAR} == {"int8"}
+    largest = np.abs(expected).max()
+    assert 1e-6 * largest < np.abs(model(x) - expected).max() < 0.05 * largest
+    with pytest.raises(ValueError, match=r"`theta` must be a keras\.layers\.Dense, linear and not quantised"):
+        block.export_params()
+
+
+@gives_weights
+@pytest.mark.parametrize("change", [with_lora, doubled, quantised])
+@pytest.mark.parametrize("channels", [6, None])
+def test_a_changed_layer_is_saved_and_loaded(tmp_path, change, channels):
+    block = NonLocalBlock(channels, norm="batch", subsample=2)
+    model, x = keras.Sequential([keras.Input((None, None, 6)), block]), random_input(2, 5, 7, 6)
+    rng = np.random.default_rng(0)
+    block.import_params({name: rng.uniform(0.1, 1.1, a.shape) for name, a in block.export_params().items()})
+    for name in ("theta", "out"):
+        change(block, name)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert_near(loaded(x), model(x))
+    assert len(loaded.weights) == len(model.weights)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_a_layer_in_the_place_of_another_is_asked_for_its_width_and_leaves_nothing_behind(name):
+    block, x = filled_block(inner_channels=4, norm="batch"), random_input(2, 5, 6)
+    block(x)
+    leaving = 6 if name == "out" else 4
+    with pytest.raises(ValueError, match=rf"`{name}` must be a layer that gives \(B, N, {leaving}\)"):
+        setattr(block, name, keras.layers.Dense(7))
+    with pytest.raises(TypeError, match=f"`{name}` must be a keras.Layer"):
+        setattr(block, name, abs)
+    other = keras.layers.Dense(leaving, kernel_regularizer="l2", kernel_constraint="non_neg", name="other")
+    setattr(block, name, other)
+    assert len(block.weights) == 12
+    np.testing.assert_allclose(sum(block.losses), 0.01 * np.sum(np.square(other.kernel)), rtol=1e-5)
+    model = keras.Sequential([block])
+    model.compile(keras.optimizers.SGD(10.0), "mse")
+    model.fit(x, -x, verbose=0)
+    assert np.min(other.kernel) >= 0
+    assert keras.Sequential.from_config(model.get_config()).layers[0].get_config() == block.get_config()
+
+
+def test_the_spectral_norm_of_keras_bounds_the_branch():
+    block, x = filled_block(pairwise="gaussian"), random_input(2, 9, 6)
+    block.out = keras.layers.SpectralNormalization(block.out, power_iterations=20)
+    block(x, training=True)
+    assert np.linalg.norm(block.out.layer.kernel, 2) == pytest.approx(1, rel=1e-3)
+    with pytest.raises(ValueError, match=r"`out` must be a keras\.layers\.Dense, .* Got <SpectralNormalization"):
+        check_identity(block)
+
+
+class Positions(keras.Layer):
+    """Scores with a learned bias for each pair of positions."""
+
+    def build(self, theta_shape, phi_shape):
+        self.bias = self.add_weight(shape=(theta_shape[1], phi_shape[1]), initializer="zeros", name="bias")
+
+    def call(self, theta, phi):
+        return keras.ops.matmul(theta, keras.ops.swapaxes(phi, 1, 2)) + self.bias
+
+
+@gives_weights
+@pytest.mark.parametrize("channels", [6, None])
+def test_a_layer_that_scores_pairs_is_registered_trains_and_is_saved(tmp_path, channels):
+    block = NonLocalBlock(channels, pairwise=Positions(), normalize="softmax", subsample=2, zero_init=False)
+    model, x = keras.Sequential([keras.Input((4, 6, 6)), block]), random_input(2, 4, 6, 6)
+    assert block.pairwise.bias.shape == (24, 6)
+    assert any(weight is block.pairwise.bias for weight in block.trainable_weights)
+    twin = NonLocalBlock(6, subsample=2)
+    twin.import_params(block.export_params())
+    assert_near(block(x), twin(x))
+    model.compile("adam", "mse")
+    model.fit(x, np.flip(x, 1), verbose=0)
+    assert np.any(block.pairwise.bias)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", custom_objects={"Positions": Positions})
+    assert_near(loaded(x), model(x))
+
+
+REPLICAS = """
+import numpy as np, tensorflow as tf
+from nonlocal_tensorflow import NonLocalBlock
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+rng = np.random.default_rng(0)
+x, mask = rng.normal(size=(4, 5, 6)).astype("float32"), rng.random((4, 5)) < 0.6
+plain = NonLocalBlock(6, norm="batch", residual=False)
+plain.import_params({name: rng.uniform(0.1, 1.1, a.shape) for name, a in plain.export_params().items()})
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+with strategy.scope():
+    block = NonLocalBlock.from_spec(plain.spec, synchronized=True)
+    block.import_params(plain.export_params())
+for masked in (False, True):
+    @tf.function
+    def step(number):
+        rows = tf.gather(tf.constant(x), [2 * number, 2 * number + 1])
+        valid = tf.gather(tf.constant(mask), [2 * number, 2 * number + 1]) if masked else None
+        with tf.GradientTape() as tape:
+            tape.watch(rows)
+            z = block(rows, key_mask=valid, training=True)
+            loss = tf.reduce_sum(z ** 3)
+        return z, tape.gradient(loss, rows)
+    numbers = strategy.experimental_distribute_values_from_function(lambda c: tf.constant(c.replica_id_in_sync_group))
+    found = [np.concatenate(strategy.experimental_local_results(a)) for a in strategy.run(step, args=(numbers,))]
+    with tf.GradientTape() as tape:
+        given = tf.constant(x)
+        tape.watch(given)
+        z = plain(given, key_mask=mask if masked else None, training=True)
+        loss = tf.reduce_sum(z ** 3)
+    for one, other in zip(found, (z, tape.gradient(loss, given)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(other).max())
+    for name, a in plain.export_params().items():
+        np.testing.assert_allclose(block.export_params()[name], a, rtol=1e-5, atol=1e-6)
+"""
+
+
+def test_two_replicas_with_synchronised_statistics_are_the_whole_batch_in_one():
+    ran = subprocess.run([sys.executable, "-c", REPLICAS], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+
+
+def test_whether_statistics_are_synchronised_is_kept():
+    block = NonLocalBlock(6, norm="batch", synchronized=True)
+    assert NonLocalBlock.from_config(block.get_config()).norm.synchronized
+    assert not NonLocalBlock(6, norm="batch").norm.synchronized
