@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from nonlocal_core.arguments import check_choice
 from nonlocal_core.errors import fail_type
 from nonlocal_core.geometry import Sets
 from nonlocal_core.networks.block import CanonicalBlock
@@ -30,6 +31,8 @@ from nonlocal_torch.rows import weight_rows
 
 __all__ = ["NonLocalBlock"]
 
+_FORMATS = ("channels_first", "channels_last")
+
 
 class NonLocalBlock(CanonicalBlock, nn.Module):
     """Add to every position of its input what it gathers from all others (Wang et al., CVPR 2018, equation 6).
@@ -42,6 +45,8 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
         channels: C, the channels of the input and of the output.
         method: how the operation is computed: "auto", "pairwise" (the N x M matrix of weights), or the method
             without it that serves the form: "streamed", "reassociated" or "sorted".
+        data_format: where the channels stand in `x` and z: "channels_first", `(B, C, S1..Sk)`, or "channels_last",
+            `(B, S1..Sk, C)`.
         device: the device of the parameters.
         dtype: the dtype of the parameters.
         **options: the other options of `nonlocal_core.NonLocalSpec`.
@@ -65,12 +70,14 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
     concat: nn.Module
     out: nn.Module
     norm: nn.Module | None
+    data_format = _FORMATS[0]
 
     def __init__(
         self,
         channels: int,
         *,
         method: str = "auto",
+        data_format: str = "channels_first",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **options: Unpack[SpecOptions],
@@ -80,6 +87,7 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
         check_options(type(self), options)
         self.spec, self.method = NonLocalSpec(channels=channels, **options), method
         check_method(method, self.spec.pairwise)
+        self.data_format = check_choice("data_format", data_format, _FORMATS)
         shapes = param_shapes(self.spec)
         for layer in self.spec.layers:
             *leaving, entering = shapes[f"{layer}.weight"]
@@ -102,11 +110,12 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
         spec: NonLocalSpec,
         *,
         method: str = "auto",
+        data_format: str = "channels_first",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Self:
         """Return a new block that computes `spec`."""
-        return cls(**options_of(spec), method=method, device=device, dtype=dtype)
+        return cls(**options_of(spec), method=method, data_format=data_format, device=device, dtype=dtype)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -133,13 +142,15 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
         """
         if isinstance(x, fx.Proxy):
             return leaf(self, x, *([] if key_mask is None else [key_mask]))
+        x = self._channels_first(x)
         # Without a sample there are no statistics to take, and none move.
         sets, layers, form = self._prepare(x, key_mask, training=self.training and x.shape[:1] != (0,))
         x, lost = clean(x, key_mask)
         theta, phi, g, valid = embed(x, key_mask, layers, sets, self.spec.subsample_at)
         y = aggregate(theta, phi, g, form, valid, self.method)
         z = result(y, x, key_mask, sets, self.out, self.norm, residual=self.spec.residual)
-        return z if lost is None else z.masked_fill(lost[:, None], torch.nan)
+        z = z if lost is None else torch.where(lost[:, None], torch.nan, z)
+        return z if self.data_format == _FORMATS[0] else z.movedim(1, -1)
 
     def attention(
         self, x: Tensor, positions: Sequence[int] | Tensor | None = None, key_mask: Tensor | None = None
@@ -147,7 +158,7 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
         """Return rows of the weights w_ij with which the block sums its keys.
 
         Args:
-            x: `(B, C, S1..Sk)`.
+            x: as in the forward pass.
             positions: flat indices of Q queries, row-major. None: all N.
             key_mask: `(B, S1..Sk)`, True where a position serves as a key.
 
@@ -159,6 +170,7 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
             TypeError: if an argument has a wrong type.
             ValueError: if a shape does not fit the spec or a position is out of range.
         """
+        x = self._channels_first(x)
         sets, layers, form = self._prepare(x, key_mask, training=False)
         x, lost = clean(x, key_mask)
         return weight_rows(x, key_mask, lost, layers, form, sets, self.spec.subsample_at, positions).to(x.dtype)
@@ -182,6 +194,8 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
         shown = [f"{name}={value!r}" for name, value in self.spec.changed_options().items()]
         if self.method != "auto":
             shown.append(f"method={self.method!r}")
+        if self.data_format != _FORMATS[0]:
+            shown.append(f"data_format={self.data_format!r}")
         return ", ".join([f"{self.spec.channels}", *shown])
 
     def _canonical(self) -> dict[str, Tensor]:
@@ -195,13 +209,18 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
     def _like(self, spec: NonLocalSpec) -> Self:
         """Return a new block that computes `spec`; method, device, dtype and mode are those of this one."""
         weight = self._canonical()["out.weight"]
-        block = self.from_spec(spec, method=self.method, device=weight.device, dtype=weight.dtype)
+        block = self.from_spec(
+            spec, method=self.method, data_format=self.data_format, device=weight.device, dtype=weight.dtype
+        )
         return block.train(self.training)
+
+    def _channels_first(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise fail_type("x", "be a torch.Tensor", x)
+        return x if self.data_format == _FORMATS[0] or x.dim() == 0 else x.movedim(-1, min(1, x.dim() - 1))
 
     def _prepare(self, x: Tensor, key_mask: Tensor | None, training: bool) -> tuple[Sets, Layers, Form]:
         """Check the arguments of a call; return the sets of its grid, the layers that it needs, and the form."""
-        if not isinstance(x, Tensor):
-            raise fail_type("x", "be a torch.Tensor", x)
         check_kind(Tensor, key_mask=key_mask)
         spec, shape = self.spec, (*x.shape[:1], *x.shape[2:], *x.shape[1:2])
         check_arrays(spec, shape, x, key_mask, training=training)
@@ -216,6 +235,5 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
             theta, phi, form = fold_concat(x, theta, phi, form, pooled=pooled)
             return sets, Layers(theta, phi, g), form
         form = form_of(spec, {})
-        if "pairwise" in self._modules:
-            form = dataclasses.replace(form, pairwise=self.pairwise)
+        form = dataclasses.replace(form, pairwise=self.pairwise) if "pairwise" in self._modules else form
         return sets, Layers(theta, phi, g), form

@@ -52,7 +52,7 @@ def clean(x: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     if key_mask is None:
         return x, None
     lost = ~(key_mask | x.isfinite().all(dim=1))
-    return x.masked_fill(lost[:, None], 0), lost
+    return torch.where(lost[:, None], 0.0, x), lost  # which keeps the layout
 
 
 def result(

@@ -78,7 +78,8 @@ def attention_of(
         # At once: the network may write over what enters, and has its own autocast.
         entered = dict(zip(("x", "key_mask"), args, strict=False)) | kwargs
         weights = chosen.attention(**entered, positions=positions)
-        found.append((weights, positions, entered["x"].shape[2:]))
+        shape = entered["x"].shape
+        found.append((weights, positions, shape[1:-1] if chosen.data_format == "channels_last" else shape[2:]))
 
     handle = chosen.register_forward_pre_hook(look, with_kwargs=True)
     try:

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 from torch.utils.checkpoint import checkpoint
 
-from nonlocal_torch import NonLocalBlock, insert_nonlocal
+from nonlocal_torch import NonLocalBlock, attention_of, insert_nonlocal
 
 FORMS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 every_form = pytest.mark.parametrize("pairwise", FORMS)
@@ -142,3 +142,23 @@ def test_a_batch_of_nothing_trains_as_through_batch_norm_alone(pairwise):
     assert torch.equal(alone.running_var, torch.ones(6))
     assert block.norm.num_batches_tracked == alone.num_batches_tracked
     assert not block.out.weight.grad.any()
+
+
+@pytest.mark.parametrize("shape", [(2, 35, 6), (2, 5, 7, 6), (2, 3, 5, 4, 6)], ids=str)
+def test_a_block_takes_channels_last(shape):
+    options = {"subsample": 2, "norm": "batch"}
+    block, first = random_block(data_format="channels_last", **options), random_block(**options)
+    x = random(*shape)
+    shown = random(*shape[:-1]) > -1
+    z = block(x, shown)
+    torch.testing.assert_close(z, first(x.movedim(-1, 1), shown).movedim(1, -1))
+    assert z.is_contiguous()
+    torch.testing.assert_close(block.attention(x, [2]), first.attention(x.movedim(-1, 1), [2]))
+    assert "data_format='channels_last'" in repr(block)
+    torch.testing.assert_close(block.eval().fold_norm()(x), block(x))
+    assert attention_of(nn.Sequential(block), x, positions=[0]).sizes == shape[1:-1]
+
+
+def test_an_unknown_data_format_is_named():
+    with pytest.raises(ValueError, match=r"`data_format` must be one of 'channels_first', 'channels_last'. Got 'NHWC'"):
+        NonLocalBlock(6, data_format="NHWC")
