@@ -101,7 +101,7 @@ class KerasBlock(LayeredBlock):
         changed = {
             name: keras.saving.serialize_keras_object(layer)
             for name, layer in layers.items()
-            if self.spec is not None and layer.get_config() != self.new_layer(name).get_config()
+            if self.spec is not None and _told(layer.get_config()) != _told(self.new_layer(name).get_config())
         }
         return {
             **super().get_config(),
@@ -114,13 +114,14 @@ class KerasBlock(LayeredBlock):
             "data_format": self.data_format,
             "synchronized": self.synchronized,
             "autocast": self.autocast,
+            "needs": "import nonlocal_tensorflow",  # Keras shows it where the class of the block is unknown
         }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Return the layer of a configuration."""
         config, made = dict(config), keras.saving.deserialize_keras_object
-        layers = config.pop("layers", {})
+        layers, _ = config.pop("layers", {}), config.pop("needs", None)
         if isinstance(config["pairwise"], Mapping):
             config["pairwise"] = made(config["pairwise"])
         block = cls(**config)
@@ -140,3 +141,10 @@ class KerasBlock(LayeredBlock):
             trainable=self.trainable,
             autocast=self.autocast,
         )
+
+
+def _told(config: Any) -> Any:
+    """Return a configuration without the numbers that Keras gives to objects while it saves."""
+    if not isinstance(config, Mapping):
+        return config
+    return {name: _told(value) for name, value in config.items() if name != "shared_object_id"}

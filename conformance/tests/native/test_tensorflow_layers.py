@@ -234,3 +234,14 @@ def test_whether_statistics_are_synchronised_is_kept():
     block = NonLocalBlock(6, norm="batch", synchronized=True)
     assert NonLocalBlock.from_config(block.get_config()).norm.synchronized
     assert not NonLocalBlock(6, norm="batch").norm.synchronized
+
+
+@gives_weights
+@pytest.mark.parametrize(("imports", "words"), [("keras", "import nonlocal_tensorflow"), ("nonlocal_tensorflow", None)])
+def test_a_new_process_is_told_what_to_import_before_it_loads_a_network(tmp_path, imports, words):
+    model = keras.Sequential([keras.Input((5, 6)), NonLocalBlock(norm="batch")])
+    model.save(tmp_path / "model.keras")
+    assert "layers" not in model.layers[0].get_config()
+    code = f"import keras, {imports}; keras.models.load_model({str(tmp_path / 'model.keras')!r})"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, words is None or words in ran.stderr) == (int(words is not None), True)
