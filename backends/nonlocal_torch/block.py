@@ -31,7 +31,7 @@ from nonlocal_torch.rows import weight_rows
 
 __all__ = ["NonLocalBlock"]
 
-_FORMATS = ("channels_first", "channels_last")
+FORMATS = ("channels_first", "channels_last")
 
 
 class NonLocalBlock(CanonicalBlock, nn.Module):
@@ -70,7 +70,7 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
     concat: nn.Module
     out: nn.Module
     norm: nn.Module | None
-    data_format = _FORMATS[0]
+    data_format = FORMATS[0]
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
         check_options(type(self), options)
         self.spec, self.method = NonLocalSpec(channels=channels, **options), method
         check_method(method, self.spec.pairwise)
-        self.data_format = check_choice("data_format", data_format, _FORMATS)
+        self.data_format = check_choice("data_format", data_format, FORMATS)
         shapes = param_shapes(self.spec)
         for layer in self.spec.layers:
             *leaving, entering = shapes[f"{layer}.weight"]
@@ -150,7 +150,7 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
         y = aggregate(theta, phi, g, form, valid, self.method)
         z = result(y, x, key_mask, sets, self.out, self.norm, residual=self.spec.residual)
         z = z if lost is None else torch.where(lost[:, None], torch.nan, z)
-        return z if self.data_format == _FORMATS[0] else z.movedim(1, -1)
+        return z if self.data_format == FORMATS[0] else z.movedim(1, -1)
 
     def attention(
         self, x: Tensor, positions: Sequence[int] | Tensor | None = None, key_mask: Tensor | None = None
@@ -194,7 +194,7 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
         shown = [f"{name}={value!r}" for name, value in self.spec.changed_options().items()]
         if self.method != "auto":
             shown.append(f"method={self.method!r}")
-        if self.data_format != _FORMATS[0]:
+        if self.data_format != FORMATS[0]:
             shown.append(f"data_format={self.data_format!r}")
         return ", ".join([f"{self.spec.channels}", *shown])
 
@@ -217,7 +217,7 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
     def _channels_first(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor):
             raise fail_type("x", "be a torch.Tensor", x)
-        return x if self.data_format == _FORMATS[0] or x.dim() == 0 else x.movedim(-1, min(1, x.dim() - 1))
+        return x if self.data_format == FORMATS[0] or x.dim() == 0 else x.movedim(-1, min(1, x.dim() - 1))
 
     def _prepare(self, x: Tensor, key_mask: Tensor | None, training: bool) -> tuple[Sets, Layers, Form]:
         """Check the arguments of a call; return the sets of its grid, the layers that it needs, and the form."""

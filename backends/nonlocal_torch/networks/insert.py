@@ -16,6 +16,7 @@ from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.options import SpecOptions, check_options
 from nonlocal_torch.block import NonLocalBlock
 from nonlocal_torch.networks.look import check_module, run_once
+from nonlocal_torch.networks.outputs import check_channels, pick, replaced, smaller_flows
 
 __all__ = ["insert_nonlocal", "remove_nonlocal"]
 
@@ -29,6 +30,8 @@ def insert_nonlocal(
     *,
     example_input: Any,
     method: str = "auto",
+    data_format: str = "channels_first",
+    output: int | str | None = None,
     **options: Unpack[SpecOptions],
 ) -> list[Insertion]:
     """Put new non-local blocks into a network, in place; what it computes stays the same until they are trained.
@@ -46,6 +49,9 @@ def insert_nonlocal(
         example_input: what the network is run on, in evaluation, to see what flows at the places: a tensor, a
             tuple of positional arguments, or a dict of keyword arguments. What flows must have a batch axis.
         method: as in `NonLocalBlock`.
+        data_format: what flows at the places: "channels_first", or "channels_last" as inside a Swin or ViT.
+        output: the index or the key of what the block takes, of several tensors that the modules return in a tuple, a
+            list or a mapping. None: they return one tensor.
         **options: the options of `nonlocal_core.NonLocalSpec` but `channels`, which is seen.
 
     Returns:
@@ -73,12 +79,15 @@ def insert_nonlocal(
     places = resolve_places(after, modules)
     hosts = {place: modules[place] for place in places}
     _check_free(hosts)
-    seen = {place: check_flow(place, flows) for place, flows in _flows(model, hosts, example_input).items()}
-    _check_children(model, hosts, example_input)
+    flows = _flows(model, hosts, example_input)
+    chosen = {place: [pick(place, one, output) for one in flow] for place, flow in flows.items()}
+    seen = {place: check_flow(place, flow) for place, flow in chosen.items()}
+    _check_children(model, hosts, example_input, output)
+    check_channels(seen, smaller_flows(partial(_flows, model, hosts), example_input), data_format, output)
     insertions = []
     for place, x in seen.items():
-        shape = (x.shape[0], *x.shape[2:], x.shape[1])
-        spec = NonLocalSpec(channels=x.shape[1], **options)
+        shape = (x.shape[0], *x.shape[2:], x.shape[1]) if data_format == "channels_first" else tuple(x.shape)
+        spec = NonLocalSpec(channels=shape[-1], **options)
         spec.check_input(shape)
         insertions.append(Insertion(place, f"{place}.{CHILD}", shape, spec))
     blocks = []
@@ -86,9 +95,10 @@ def insert_nonlocal(
         host, x = hosts[insertion.after], seen[insertion.after]
         tensors = chain(host.parameters(), model.parameters(), [x])
         dtype = next(a.dtype for a in tensors if a.is_floating_point())
-        blocks.append(NonLocalBlock.from_spec(insertion.spec, method=method, device=x.device, dtype=dtype))
+        own: dict[str, Any] = {"method": method, "data_format": data_format, "device": x.device, "dtype": dtype}
+        blocks.append(NonLocalBlock.from_spec(insertion.spec, **own))
     for place, block in zip(places, blocks, strict=True):
-        _put(hosts[place], block.train(hosts[place].training))
+        _put(hosts[place], block.train(hosts[place].training), output)
     return insertions
 
 
@@ -127,12 +137,17 @@ def _check_free(hosts: Mapping[str, nn.Module]) -> None:
         free.append(host)
 
 
-def _check_children(model: nn.Module, hosts: Mapping[str, nn.Module], example_input: Any) -> None:
+def _check_children(
+    model: nn.Module, hosts: Mapping[str, nn.Module], example_input: Any, output: int | str | None
+) -> None:
     """Check that what is put into the module at each place is run once."""
     children = {place: nn.Identity() for place in hosts}
     try:
         for place, child in children.items():
-            _put(hosts[place], child)
+            if output is not None and _is_plain(hosts[place]):
+                rule = "name no plain Sequential where `output` is given"
+                raise fail_value("after", rule, f"{place!r}; name the last module in it")
+            _put(hosts[place], child, output)
         flows = _flows(model, children, example_input)
     finally:
         for host in hosts.values():
@@ -164,11 +179,12 @@ def _is_plain(host: nn.Module) -> bool:
     return type(host).forward is nn.Sequential.forward
 
 
-def _put(host: nn.Module, child: nn.Module) -> None:
-    """Let the output of a module pass through a child."""
+def _put(host: nn.Module, child: nn.Module, output: int | str | None) -> None:
+    """Let the output of a module, or one of its outputs, pass through a child."""
     host.add_module(CHILD, child)
+    through = _through_child if output is None else partial(_one_through_child, output)
     # A plain Sequential runs its members, the last one after all others; a hook would run it once more.
-    hook = None if _is_plain(host) else host.register_forward_hook(_through_child)
+    hook = None if _is_plain(host) else host.register_forward_hook(through)
     # The handle goes where the module goes: read from a pickle it keeps other hooks from taking its number.
     setattr(host, _HOOK, hook)
 
@@ -184,3 +200,7 @@ def _take(host: nn.Module) -> None:
 
 def _through_child(module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> Any:
     return getattr(module, CHILD)(output)
+
+
+def _one_through_child(key: int | str, module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> Any:
+    return replaced(output, key, getattr(module, CHILD)(output[key]))
