@@ -77,7 +77,7 @@ def running_statistics(params: Params, spec: NonLocalSpec, found: Mapping[str, A
     """Return the running statistics moved towards the ones just found; they stay where no position counted."""
     share: Any = spec.norm_momentum
     if "count" in found:
-        share = share * (found["count"] > 0)
+        share = jnp.where(found["count"] > 0, share, 0.0)
     moved = {}
     for name, new in found.items():
         if name != "count":

@@ -178,21 +178,33 @@ _CALLS = {
     "attention": _rows,
     "op": _operations,
     "functions": _functions,
-    "create": _options,
 }
 
 
-@check("errors", cases=lambda case: case.name == "embedded_gaussian_2d", every_dtype=False)
+def _is_one(case: Case) -> bool:
+    return case.name == "embedded_gaussian_2d"
+
+
+@check("errors", cases=_is_one, every_dtype=False)
 def errors(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - errors have no dtype
     """Wrong arguments raise the reference's TypeError or ValueError, word for word, which names the argument."""
-    found = []
     for group, calls in _CALLS.items():
-        if group != "block" and group not in driver.capabilities:
-            continue
-        for wrong in calls(case):
-            expected, actual = outcome(wrong.call, NumpyDriver()), outcome(wrong.call, driver)
-            known = re.match(rf"(Type|Value)Error: `{re.escape(wrong.argument)}` must .* Got ", expected)
-            require(known is not None, f"{wrong.what}: the reference gave {expected}")
-            if actual != expected:
-                found.append(f"{wrong.what}:\n  expected {expected}\n  got      {actual}")
+        if group == "block" or group in driver.capabilities:
+            _assert_refused(driver, calls(case))
+
+
+@check("errors", "create", cases=_is_one, every_dtype=False)
+def wrong_options(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - errors have no dtype
+    """Wrong and unknown options of a new block raise the reference's errors, word for word."""
+    _assert_refused(driver, _options(case))
+
+
+def _assert_refused(driver: Any, calls: Iterator[Wrong]) -> None:
+    found = []
+    for wrong in calls:
+        expected, actual = outcome(wrong.call, NumpyDriver()), outcome(wrong.call, driver)
+        known = re.match(rf"(Type|Value)Error: `{re.escape(wrong.argument)}` must .* Got ", expected)
+        require(known is not None, f"{wrong.what}: the reference gave {expected}")
+        if actual != expected:
+            found.append(f"{wrong.what}:\n  expected {expected}\n  got      {actual}")
     require(not found, "\n".join(["these calls must fail as the reference does", *found]))

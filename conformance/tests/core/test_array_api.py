@@ -90,5 +90,5 @@ def test_a_library_without_float64_computes_in_its_widest_dtype():
 
 def test_arrays_of_two_libraries_in_one_call_are_refused():
     theta, phi, g = np.ones((1, 2, 3)), torch.ones(1, 4, 3), np.ones((1, 4, 3))
-    with pytest.raises(TypeError, match="Multiple namespaces"):
+    with pytest.raises(TypeError, match="`phi` must be an array of the same library as `theta`"):
         nlc.nonlocal_op(theta, phi, g)

@@ -32,7 +32,7 @@ from nonlocal_bench.results import Run, load
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_core.commands.demo import picture
 from nonlocal_core.files.peers.arrays import shape_in_file
-from nonlocal_core.files.peers.layouts import LAYOUTS
+from nonlocal_core.files.peers.layouts import GAN, LAYOUTS
 from nonlocal_core.spec.presets import PRESETS
 
 SPECS = [
@@ -92,6 +92,8 @@ def state_dicts():
         variant = {"pooled": bool(layout.pooled) and spec.subsample is not None, "normed": spec.norm is not None}
         keys, twins = layout.keys(**variant), layout.second_keys(**variant)
         shapes = {name: shape_in_file(name, a, rank, layout.style) for name, a in nlc.param_shapes(spec).items()}
+        if layout.style is GAN:
+            shapes["norm.weight"] = ()  # one gain
         for start in ("", f"layer3{layout.style.separator}nl{layout.style.separator}"):
             named = {start + every[name]: shapes[name] for every in (keys, twins) for name in shapes if name in every}
             yield json.dumps(named).encode()

@@ -554,7 +554,7 @@ def test_parameters_of_bfloat16_are_exported_as_float32():
     block = random_block(param_dtype=jnp.bfloat16)
     exported_params = block.export_params()
     assert {a.dtype for a in exported_params.values()} == {np.dtype("float32")}
-    assert np.array_equal(exported_params["g.weight"], block.g.kernel[...].astype(np.float32))
+    assert np.array_equal(exported_params["g.weight"], block.g.kernel[...].T.astype(np.float32))
 
 
 # Wrong arguments

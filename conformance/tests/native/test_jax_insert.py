@@ -266,7 +266,7 @@ def test_the_optimiser_trains_new_blocks():
     moved = {
         name for name, array in state_of(model).items() if block in name and not np.array_equal(array, before[name])
     }
-    assert moved == {f"{block}out.weight", f"{block}out.bias"}
+    assert moved == {f"{block}out.kernel", f"{block}out.bias"}
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, nnx.clone])

@@ -359,13 +359,13 @@ def scores_are_broadcast(self, form, theta, phi):
     return torch.as_tensor(form.pairwise(theta.T[None], phi.T[None])).expand(1, theta.shape[1], phi.shape[1])[0]
 
 
-@fault("create", "errors")
+@fault("create", "wrong_options")
 def unknown_options_vanish(self, **options):
     """A misspelt option has no effect. Seen in a public model library."""
     return NonLocalSpec(**{name: a for name, a in options.items() if name in NonLocalSpec.__dataclass_fields__})
 
 
-@fault("create", "errors")
+@fault("create", "wrong_options")
 def a_fraction_of_channels_is_cut(self, **options):
     """A size may be a float."""
     return NonLocalSpec(
@@ -373,7 +373,7 @@ def a_fraction_of_channels_is_cut(self, **options):
     )
 
 
-@fault("initial", "errors")
+@fault("initial", "wrong_options")
 def a_block_of_anything_is_begun(self, spec, seed=0):
     """What is no spec is asked for what a spec has."""
     return {"out.bias": np.zeros(spec.channels)}
