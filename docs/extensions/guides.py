@@ -22,13 +22,14 @@ class Order:
     names: ClassVar = [
         "denoise.py",
         "insert.py",
-        "tools.py",
+        "layers_torch.py",
+        "layers_keras.py",
+        "layers_jax.py",
         "port_checkpoint.py",
         "attention.py",
         "train.py",
         "large_input.py",
         "plain_jax.py",
-        "layers_jax.py",
         "mixed_precision.py",
         "export.py",
     ]
