@@ -141,7 +141,7 @@ class LayeredBlock(CanonicalBlock, keras.layers.Layer):
             variables[name].assign(array)
 
     def load_own_variables(self, store: Any) -> None:
-        """Load the variables from a file, in which all may be those of the block, as before version 0.2.0."""
+        """Load the variables from a file, in which all may be those of the block, as 0.1.0 wrote them."""
         layers = [layer for name in _LINEAR if (layer := getattr(self, name)) is not None]
         if self.spec is None or len(store.keys()) < sum(len(layer.weights) for layer in layers):
             super().load_own_variables(store)

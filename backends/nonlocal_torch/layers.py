@@ -81,10 +81,6 @@ class Scale(nn.GroupNorm):
 
 def is_bare(layer: nn.Module, kind: type[M]) -> TypeGuard[M]:
     """Return whether a layer is PyTorch's own with nothing on it: it computes what its parameters say and no more."""
-    return _is_own(layer, kind) and not _has_any_global_hook()  # type: ignore[no-untyped-call]
-
-
-def _is_own(layer: nn.Module, kind: type[M]) -> TypeGuard[M]:
     state = vars(layer)
     own = state["_parameters"]
     return (
@@ -97,6 +93,7 @@ def _is_own(layer: nn.Module, kind: type[M]) -> TypeGuard[M]:
         and not hasattr(own["weight"], "__tensor_flatten__")  # as tensors of other kinds have: quantised, distributed
         and not (state["_forward_hooks"] or state["_forward_pre_hooks"])
         and not (state["_backward_hooks"] or state["_backward_pre_hooks"])
+        and not _has_any_global_hook()  # type: ignore[no-untyped-call]
     )
 
 
@@ -107,8 +104,9 @@ def bare(layer: nn.Module) -> Layer:
 
 def map_of(layer: nn.Module, entering: int) -> Affine:
     """Return the affine map that a layer computes; one that must be called is called once, on every unit vector."""
-    if _is_own(layer, nn.Linear):  # what counts the products of all layers has none to count here
-        return Affine(layer.weight, layer.bias)
+    found = bare(layer)
+    if isinstance(found, Affine):
+        return found
     tensors = (a for a in chain(layer.parameters(), layer.buffers()) if a.is_floating_point())
     like = next(tensors, torch.empty(0))
     # Long vectors: what the bias, which is taken off again, takes from the digits of the weight is divided by this.
