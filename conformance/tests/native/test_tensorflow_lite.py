@@ -43,7 +43,7 @@ def lite(model):
     return run
 
 
-@pytest.mark.filterwarnings(r"ignore:\s*Warning. tf.lite.Interpreter is deprecated:UserWarning")
+@pytest.mark.filterwarnings(r"ignore:\s*Warning. (tf.lite.Interpreter is|Please use the LiteRT):UserWarning")
 @pytest.mark.parametrize(("shape", "options"), OPTIONS, ids=["1d", "2d", "space", "groups"])
 @pytest.mark.parametrize("pairwise", FORMS)
 def test_tensorflow_lite_runs_every_form_with_unknown_sizes(pairwise, shape, options):
