@@ -77,6 +77,8 @@ def _loop(
     count = -(-length // rows)
     count = max(1, count) if isinstance(count, int) else tf.maximum(1, count)
     rows = -(-length // count)  # chunks of equal length need the least padding
+    # Without a sample there is nothing to write into.
+    steps = count * (min(1, batch) if isinstance(batch, int) else tf.minimum(1, batch))
     padded = [tf.pad(a, [[0, 0], [0, count * rows - length], [0, 0]]) for a in queries]
 
     def step(number: tf.Tensor, arrays: Any, totals: Any) -> tuple[tf.Tensor, Any, Any]:
@@ -91,7 +93,7 @@ def _loop(
     # TensorFlow Lite has no arrays of tensors whose sizes are unknown.
     arrays = tuple(tf.zeros([count, batch, rows, width], queries[0].dtype) for width in widths)
     _, arrays, sums = tf.while_loop(
-        lambda number, *_: number < count, step, (0, arrays, tuple(sums)), parallel_iterations=1
+        lambda number, *_: number < steps, step, (0, arrays, tuple(sums)), parallel_iterations=1
     )
     return (*(_joined(array, batch, count * rows)[:, :length] for array in arrays), *sums)
 

@@ -60,6 +60,28 @@ def assert_all_near(actual, expected, tolerance=1e-11):
     tf.nest.map_structure(lambda one, other: assert_near(one, other, tolerance), actual, expected)
 
 
+@pytest.mark.parametrize("form", EXACT, ids=lambda form: form[1])
+@pytest.mark.parametrize("batch", [0, None], ids=["known", "unknown"])
+def test_without_samples_the_result_and_its_gradients_are_empty(form, batch):
+    pairwise, method = form
+    arrays = {name: a for name, a in arrays_of(pairwise, batch=0).items() if name in {"theta", "phi", "g"}}
+    concat = {"concat_weight": tf.ones(10, "float64")} if pairwise == "concatenation" else {}
+
+    def both(arrays):
+        with tf.GradientTape() as tape:
+            tape.watch(arrays)
+            y = nonlocal_op(**arrays, **concat, pairwise=pairwise, method=method)
+        return y, tape.gradient(y, arrays)
+
+    if batch is None:
+        both = tf.function(
+            both, input_signature=[{n: tf.TensorSpec([None, *a.shape[1:]], a.dtype) for n, a in arrays.items()}]
+        )
+    y, gradients = both(arrays)
+    assert y.shape == (0, 11, 3)
+    assert {name: a.shape for name, a in gradients.items()} == {name: a.shape for name, a in arrays.items()}
+
+
 @pytest.mark.parametrize(
     ("form", "masked", "mode"),
     [
