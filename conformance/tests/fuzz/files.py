@@ -4,6 +4,7 @@ A count such as 600s is one of seconds for each reader. A file is made from its 
 place of the count reads one of them again.
 """
 
+import argparse
 import ast
 import collections
 import dataclasses
@@ -25,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from amounts import amount
 from PIL import Image
 
 import nonlocal_core as nlc
@@ -329,10 +331,13 @@ def main(most):
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--run"]:
         run(sys.argv[2], int(sys.argv[3]), ast.literal_eval(sys.argv[4]))
-    elif ":" in sys.argv[1]:
+    elif ":" in sys.argv[-1]:
         name, _, number = sys.argv[1].partition(":")
         with tempfile.TemporaryDirectory() as folder:
             sys.stdout.write(f"{changed(name, int(number))!r}\n{outcome(name, int(number), Path(folder, 'file'))}\n")
     else:
-        count = sys.argv[1]
-        sys.exit(main(float(count.removesuffix("s")) if count.endswith("s") else int(count)))
+        parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+        parser.add_argument(
+            "most", type=amount, help="how many files, or for how long, such as 600s; READER:NUMBER: one"
+        )
+        sys.exit(main(parser.parse_args().most))

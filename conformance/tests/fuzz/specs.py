@@ -5,6 +5,7 @@ gradients are compared. The reference itself, "numpy", is compared with the text
 arithmetic with it. A count such as 600s is one of seconds. What differs is printed as a program that repeats it.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import functools
@@ -15,10 +16,12 @@ import traceback
 from pathlib import Path
 
 import numpy as np
+from amounts import amount
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from nonlocal_conformance import loader
+from nonlocal_conformance.capabilities import BACKENDS
 from nonlocal_conformance.drivers.numpy import NumpyDriver
 from nonlocal_conformance.registry import methods_of
 from nonlocal_conformance.strategies import cases
@@ -36,7 +39,7 @@ def calls(draw, driver):
     # The textbook stacks samples, so that it needs one.
     batch = draw(st.integers(1 if driver.name == "numpy" else 0, 3))
     training = batch * math.prod(case.spatial) > 1 and draw(st.booleans())  # of one value there are no statistics
-    mask = draw(st.sampled_from([None, "some", "some", "none"])) if batch else None
+    mask = draw(st.sampled_from([None, "some", "some", "all"])) if batch else None
     case = dataclasses.replace(case, batch=batch, mask=mask, training=training, ties=draw(st.booleans()))
     dtype, method = (
         draw(st.sampled_from(driver.dtypes)),
@@ -138,5 +141,8 @@ def main(name, most):
 
 
 if __name__ == "__main__":
-    count = sys.argv[2]
-    sys.exit(min(1, main(sys.argv[1], float(count.removesuffix("s")) if count.endswith("s") else int(count))))
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("backend", choices=BACKENDS)
+    parser.add_argument("most", type=amount, help="how many blocks, or for how long, such as 600s")
+    args = parser.parse_args()
+    sys.exit(min(1, main(args.backend, args.most)))

@@ -304,8 +304,8 @@ class Textbook(Networks):
 
     def update(self, block, r):
         """Return the running statistics after a step in training on the positions (C, n)."""
-        mean, _ = self.moments(r)
-        new = {"norm.mean": mean, "norm.variance": r.var(dim=1, correction=1)}
+        mean, variance = self.moments(r)
+        new = {"norm.mean": mean, "norm.variance": variance * (r.shape[1] / max(r.shape[1] - 1, 1))}
         share = block.spec.norm_momentum
         return {name: (1 - share) * block.params[name] + share * value.detach() for name, value in new.items()}
 
