@@ -33,12 +33,15 @@ def product(a: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None, leading: Se
 
 def is_plain(layer: keras.Layer) -> bool:
     """Return whether a layer is Keras' Dense, and nothing has been hung on it that its weights do not tell."""
+    return _weighs(layer) and not layer.lora_enabled and layer.activity_regularizer is None
+
+
+def _weighs(layer: keras.Layer) -> bool:
+    """Return whether a layer is Keras' Dense and computes what its weights say, those of LoRA with them."""
     return (
         type(layer) is keras.layers.Dense
         and layer.activation is keras.activations.linear
         and layer.quantization_mode is None
-        and not layer.lora_enabled
-        and layer.activity_regularizer is None
         and "call" not in vars(layer)
     )
 
@@ -55,8 +58,7 @@ def check_plain(name: str, layer: keras.Layer, *, written: bool) -> None:
     Raises:
         ValueError: if it is another layer than Keras' Dense, or is quantised, or to be written and has LoRA.
     """
-    weighs = type(layer) is keras.layers.Dense and layer.activation is keras.activations.linear
-    if weighs and layer.quantization_mode is None and "call" not in vars(layer):
+    if _weighs(layer):
         if not (written and layer.lora_enabled):
             return
         raise fail_value(name, "be without LoRA, for its weights to be written", f"rank {layer.lora_rank}")

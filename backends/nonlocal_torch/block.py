@@ -29,7 +29,7 @@ from nonlocal_torch.op import aggregate
 from nonlocal_torch.parameters import own_params, read_params, renew, renew_state, write_params
 from nonlocal_torch.rows import weight_rows
 
-__all__ = ["NonLocalBlock"]
+__all__ = ["FORMATS", "NonLocalBlock"]
 
 FORMATS = ("channels_first", "channels_last")
 

@@ -85,21 +85,23 @@ _BIGGAN = Preset(
     bias=False,
 )
 
+# Its configuration zeroes gamma if asked to; the class alone does not. The window is its configuration's.
+_SLOWFAST = Preset(
+    project="facebookresearch/SlowFast",
+    forms=(_EMBEDDED, _DOT),
+    norms=("batch",),
+    ranks=(3,),
+    window=HALVES,
+    subsample_at="input",
+    scale="inner",
+    zero_init=False,
+)
+
 PRESETS: Mapping[str, Preset] = {
     "official": _OFFICIAL,
     # The nets for long clips: their backbone has the affine layers, and these blocks have no norm at all.
     "official_affine": dataclasses.replace(_OFFICIAL, norms=(None, "affine", "batch")),
-    # Its configuration zeroes gamma if asked to; the class alone does not. The window is its configuration's.
-    "slowfast": Preset(
-        project="facebookresearch/SlowFast",
-        forms=(_EMBEDDED, _DOT),
-        norms=("batch",),
-        ranks=(3,),
-        window=HALVES,
-        subsample_at="input",
-        scale="inner",
-        zero_init=False,
-    ),
+    "slowfast": _SLOWFAST,
     # Defaults of `create_nonlocal`, which makes the layers from channels; the class itself is given layers.
     "pytorchvideo": Preset(
         project="facebookresearch/pytorchvideo",
@@ -111,16 +113,7 @@ PRESETS: Mapping[str, Preset] = {
         zero_init=False,
     ),
     # The network of its file i3d_r50_nl_kinetics.pth.
-    "pytorch_resnet3d": Preset(
-        project="Tushar-N/pytorch-resnet3d",
-        forms=(_EMBEDDED,),
-        norms=("batch",),
-        ranks=(3,),
-        window=HALVES,
-        subsample_at="input",
-        scale="inner",
-        zero_init=False,
-    ),
+    "pytorch_resnet3d": dataclasses.replace(_SLOWFAST, project="Tushar-N/pytorch-resnet3d", forms=(_EMBEDDED,)),
     # Its concatenation cannot be trained (it writes over what the gradient needs), but its values are right.
     "mmcv": Preset(
         project="open-mmlab/mmcv",

@@ -24,12 +24,7 @@ SIZES = [(2, 5, 7), (3, 9, 4)]
 jit = partial(jax.jit, compiler_options=quick_options())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_fast():
-    """Spare XLA most of its optimisations: every program here runs once or twice."""
-    jax.config.update("jax_disable_most_optimizations", True)  # noqa: FBT003 - it has no other form
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)  # noqa: FBT003
+pytestmark = pytest.mark.usefixtures("_compile_fast")
 
 
 def random_block(**options):

@@ -17,13 +17,7 @@ import nonlocal_core as nlc
 from nonlocal_conformance.assertions import assert_close
 from nonlocal_jax import NonLocalBlock, attention_of, check_identity, insert_nonlocal, remove_nonlocal
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_fast():
-    """Spare XLA most of its optimisations: every program here runs once or twice."""
-    jax.config.update("jax_disable_most_optimizations", True)  # noqa: FBT003 - it has no other form
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)  # noqa: FBT003
+pytestmark = pytest.mark.usefixtures("_compile_fast")
 
 
 class Unit(nnx.Module):

@@ -17,12 +17,7 @@ SHAPE = (2, 3, 4, 6)
 LAYERS = ("theta", "phi", "g", "out")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_fast():
-    """Spare XLA most of its optimisations: every program here runs once or twice."""
-    jax.config.update("jax_disable_most_optimizations", True)  # noqa: FBT003 - it has no other form
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)  # noqa: FBT003
+pytestmark = pytest.mark.usefixtures("_compile_fast")
 
 
 def random_block(**options):

@@ -2,7 +2,6 @@
 
 import copy
 import io
-import os
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import distributed, nn
+from torch_blocks import in_two_processes, random
 
 from nonlocal_torch import NonLocalBlock, insert_nonlocal
 
@@ -23,10 +23,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def random(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def randomised(model):
@@ -226,9 +222,8 @@ def step(model, x):
     return gradients, {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
 
 
-def train(rank, folder):
-    """Train a step on half of the batch, in one of two processes."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+def train(rank):
+    """Return a step of training on half of the batch, in one of two processes."""
     results = {}
     for name, options in CASES.items():
         model = network(**options)
@@ -238,8 +233,7 @@ def train(rank, folder):
             block.norm = Synchronised(6, block.norm.eps, block.norm.momentum).double()
             block.norm.load_state_dict(state)
         results[name] = step(nn.parallel.DistributedDataParallel(model), WHOLE.chunk(2)[rank])
-    torch.save(results, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    return results
 
 
 def test_two_processes_train_as_one_on_the_whole_batch(tmp_path):
@@ -259,8 +253,4 @@ def test_synchronised_batch_norm_takes_the_place_of_that_in_a_network():
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    second = os.fork()  # before any thread: both share the imports
-    train(int(second == 0), sys.argv[1])
-    if second:
-        sys.exit(os.waitstatus_to_exitcode(os.waitpid(second, 0)[1]))
+    in_two_processes(train, sys.argv[1])

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
+from torch_blocks import random
 
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_torch import NonLocalBlock, nonlocal_op
@@ -32,10 +33,6 @@ quiet = pytest.mark.filterwarnings(
 )
 every_form = pytest.mark.parametrize("pairwise", EXACT)
 every_mask = pytest.mark.parametrize("key_mask", [None, SOME_MASKED], ids=["all keys", "some keys, or none"])
-
-
-def random(*shape, dtype=torch.float64, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def leaves(batch=2, queries=5, keys=4, inner=3, values=3, dtype=torch.float64):

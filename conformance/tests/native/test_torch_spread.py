@@ -1,13 +1,11 @@
 """Blocks whose statistics or parameters are spread over two processes."""
 
-import os
 import subprocess
 import sys
 
 import torch
 from torch import distributed, nn
-
-from nonlocal_torch import NonLocalBlock
+from torch_blocks import in_two_processes, random, random_block
 
 # What is slow to import is imported where it is used: the processes at the end run this file too.
 
@@ -20,19 +18,6 @@ MASKS = {
 }
 
 
-def random(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def random_block(**options):
-    block = NonLocalBlock(6, dtype=torch.float64, **options)
-    with torch.no_grad():
-        for seed, tensor in enumerate((*block.parameters(), *block.buffers())):
-            if tensor.is_floating_point():
-                tensor.copy_(random(*tensor.shape, seed=seed).abs() / 2 + 0.1)
-    return block
-
-
 def step(block, x, mask):
     """Return the gradients and the statistics after a step of training."""
     block(x, mask).square().sum().backward()
@@ -40,9 +25,8 @@ def step(block, x, mask):
     return gradients, dict(block.named_buffers())
 
 
-def in_two(rank, folder):
-    """Train a step on half of the batch in one of two processes, and shard a block over both."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+def spread(rank):
+    """Return a step of training on half of the batch in one of two processes, and a block sharded over both."""
     results, x = {}, random(*SHAPE, seed=3).chunk(2)[rank]
     for name, mask in MASKS.items():
         block = nn.SyncBatchNorm.convert_sync_batchnorm(random_block(norm="batch"))
@@ -51,8 +35,7 @@ def in_two(rank, folder):
             distributed.all_reduce(gradient)
         results[name] = gradients, statistics
     results["sharded"] = sharded(x)
-    torch.save(results, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    return results
 
 
 def sharded(x):
@@ -86,8 +69,4 @@ def test_two_processes_are_as_one_on_the_whole_batch(tmp_path):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    second = os.fork()  # before any thread: both share the imports
-    in_two(int(second == 0), sys.argv[1])
-    if second:
-        sys.exit(os.waitstatus_to_exitcode(os.waitpid(second, 0)[1]))
+    in_two_processes(spread, sys.argv[1])

@@ -9,25 +9,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.utils.flop_counter import FlopCounterMode
+from torch_blocks import random, random_block
 
 import nonlocal_core as nlc
 from nonlocal_torch import NonLocalBlock, check_identity
 
 SHAPE = (2, 6, 5, 7)
-
-
-def random(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def random_block(dtype=torch.float64, **options):
-    """Return a block with random parameters and statistics, and biases that are larger than the weights."""
-    block = NonLocalBlock(6, dtype=dtype, **options)
-    with torch.no_grad():
-        for seed, tensor in enumerate((*block.parameters(), *block.buffers())):
-            if tensor.is_floating_point():
-                tensor.copy_(random(*tensor.shape, seed=seed).abs() / 2 + 0.1)
-    return block
 
 
 class Adapted(nn.Module):

@@ -1,10 +1,12 @@
 """Blocks inside what PyTorch makes of functions: checkpoints, vmap, symbolic traces, scripts, the older exporter."""
 
 import io
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import torch_blocks
 from torch import fx, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -14,17 +16,8 @@ FORMS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 every_form = pytest.mark.parametrize("pairwise", FORMS)
 
 
-def random(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def random_block(dtype=torch.float32, **options):
-    block = NonLocalBlock(6, dtype=dtype, **options)
-    with torch.no_grad():
-        for seed, tensor in enumerate((*block.parameters(), *block.buffers())):
-            if tensor.is_floating_point():
-                tensor.copy_(random(*tensor.shape, seed=seed).abs() / 2 + 0.1)
-    return block
+random = partial(torch_blocks.random, dtype=torch.float32)
+random_block = partial(torch_blocks.random_block, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("method", ["streamed", "pairwise"])
@@ -57,7 +50,7 @@ def test_tensors_that_are_kept_elsewhere_give_the_same_gradient():
 @every_form
 @pytest.mark.parametrize("shape", [(3, 6, 7), (3, 6, 5, 4), (3, 6, 4, 5, 3)], ids=str)
 def test_a_block_is_mapped_over_samples_of_every_rank(pairwise, shape):
-    block, x = random_block(torch.float64, pairwise=pairwise, subsample=2), random(*shape, dtype=torch.float64)
+    block, x = random_block(dtype=torch.float64, pairwise=pairwise, subsample=2), random(*shape, dtype=torch.float64)
     each = torch.func.vmap(lambda sample: block(sample[None])[0])(x)
     torch.testing.assert_close(each, block(x))
     found = torch.func.vmap(torch.func.grad(lambda sample: block(sample[None]).square().sum()))(x)

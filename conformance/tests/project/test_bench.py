@@ -457,10 +457,15 @@ def test_a_failure_with_a_reason_is_told_from_one_without(results):
     ],
 )
 def test_a_wrong_option_is_refused_in_one_line(options, words, capsys):
+    assert words in refusal(capsys, *options)
+
+
+def refusal(capsys, *options):
+    """Return the one line with which `nonlocal bench` refuses."""
     assert main(["bench", *options]) == 2
     err = capsys.readouterr().err
-    assert words in err
     assert err.count("\n") == 1
+    return err
 
 
 def test_results_that_asv_did_not_write_are_refused(results, capsys):
@@ -493,11 +498,9 @@ def test_results_of_another_form_are_refused_in_one_line(change, words, results,
     data = json.loads(file.read_text(encoding="utf-8"))
     change(data)
     file.write_text(json.dumps(data), encoding="utf-8")
-    assert main(["bench"]) == 2
-    err = capsys.readouterr().err
+    err = refusal(capsys)
     assert err.startswith("nonlocal: error: argument --results: must be a folder of results, which `make bench` writes")
     assert words in err
-    assert err.count("\n") == 1
 
 
 def test_a_key_that_stands_twice_in_results_is_refused(results, capsys):
