@@ -19,6 +19,7 @@ from nonlocal_core.spec.options import SpecOptions, check_options
 from nonlocal_jax.block import NonLocalBlock
 from nonlocal_jax.hosts import change_call, is_changed, keep_value, kept_values, restore_call
 from nonlocal_jax.networks.look import modules_of
+from nonlocal_jax.norm import AxisName
 
 __all__ = ["insert_nonlocal", "remove_nonlocal"]
 
@@ -32,6 +33,7 @@ def insert_nonlocal(
     method: str = "auto",
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
+    axis_name: AxisName = None,
     **options: Unpack[SpecOptions],
 ) -> list[Insertion]:
     """Put new non-local blocks into a network, in place; what it computes stays the same until they are trained.
@@ -52,6 +54,7 @@ def insert_nonlocal(
         method: as in `NonLocalBlock`.
         dtype: the dtype of the computation. None: that of what flows there.
         param_dtype: the dtype of the parameters.
+        axis_name: the mapped axes whose batches batch normalisation takes for one, as in `NonLocalBlock`.
         **options: the options of `nonlocal_core.NonLocalSpec` but `channels`, which is seen.
 
     Returns:
@@ -85,7 +88,7 @@ def insert_nonlocal(
         spec = NonLocalSpec(channels=shape[-1], **options)
         spec.check_input(shape)
         insertions[place] = Insertion(place, f"{place}.{CHILD}", shape, spec)
-    make = partial(NonLocalBlock.from_spec, method=method, dtype=dtype, param_dtype=param_dtype)
+    make = partial(NonLocalBlock.from_spec, method=method, dtype=dtype, param_dtype=param_dtype, axis_name=axis_name)
     nnx.eval_shape(lambda: make(insertions[places[0]].spec, rngs=nnx.Rngs(0)))  # checks what is the same for all
 
     def try_at(place: str, host: nnx.Module) -> None:

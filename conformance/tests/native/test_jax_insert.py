@@ -149,6 +149,25 @@ def test_a_network_with_new_blocks_computes_what_it_did(function, compare, norm,
     compare({name: inserted[name] for name in state_of(before)}, state_of(before))
 
 
+def test_an_inserted_block_takes_the_batches_of_a_mapped_axis_for_one():
+    model, x = nnx.Sequential(nnx.Linear(3, 6, rngs=nnx.Rngs(0))), images(4, 5)
+    insert(model, ["layers.0"], x, norm="batch", axis_name="parts")
+    randomise(model)
+    graph, state = nnx.split(model)
+
+    def step(state, x):
+        part = nnx.merge(graph, state)
+        part.set_attributes(use_running_average=False)
+        return part(x), nnx.state(part, nnx.BatchStat)
+
+    z, moved = jax.jit(jax.vmap(step, in_axes=(None, 0), axis_name="parts"))(state, x.reshape(2, 2, 5, 3))
+    model.layers[0].nonlocal_block.axis_name = None
+    whole = model(x)
+    assert_close("z", np.asarray(z).reshape(whole.shape), np.asarray(whole, "float64"), dtype="float32")
+    for found, expected in zip(jax.tree.leaves(moved), jax.tree.leaves(nnx.state(model, nnx.BatchStat)), strict=True):
+        assert_close("statistics", np.asarray(found[0]), np.asarray(expected, "float64"), dtype="float32")
+
+
 class Plain(nnx.Module, pytree=False):
     """A module that is no pytree."""
 
