@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nonlocal_core.errors import fail_value
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.parameters import param_shapes
-from nonlocal_torch.layers import Scale, map_of, norm_dtype
+from nonlocal_torch.layers import Scale, is_bare, map_of, norm_dtype
 
 __all__ = ["in_evaluation", "own_params", "read_params", "renew", "renew_state", "write_params"]
 
@@ -125,9 +125,17 @@ def renew_state(state: dict[str, Any], prefix: str) -> None:
 
 
 def _is_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Return whether a layer computes with its weight and bias, and no hook makes them in each call."""
-    is_linear = isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward
-    return is_linear and not vars(layer).keys() & {"forward", "weight", "bias"}
+    """Return whether a layer computes with its weight and bias, and no hook makes them or changes the result."""
+    if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
+        return False
+    if vars(layer).keys() & {"forward", "weight", "bias"}:
+        return False
+    weight = layer.weight
+    if is_bare(layer, nn.Linear) or hasattr(weight, "__tensor_flatten__") or weight.is_meta:
+        return True
+    ones = torch.ones(1, layer.in_features, dtype=weight.dtype, device=weight.device)
+    with torch.no_grad():
+        return torch.allclose(layer(ones), layer.forward(ones), rtol=0, atol=0, equal_nan=True)
 
 
 def _read_layer(layer: nn.Module, entering: int) -> tuple[Tensor, Tensor | None]:

@@ -58,6 +58,10 @@ def doubled(block, name):
     setattr(block, name, layer)
 
 
+def hooked(block, name):
+    block.get_submodule(name).register_forward_hook(lambda _layer, _args, z: 2 * z)
+
+
 TOOLS = {
     "spectral norm by a hook": parametrised(spectral_norm),
     "spectral norm": parametrised(parametrizations.spectral_norm),
@@ -67,6 +71,7 @@ TOOLS = {
     "low rank": adapted,
     "a function in place of forward": patched,
     "a class of its own": doubled,
+    "a hook that changes the result": hooked,
 }
 FORMS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 old_weight_norm = pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated:FutureWarning")
@@ -227,6 +232,15 @@ def test_a_hook_changes_what_a_layer_gives_to_the_block_and_to_its_attention():
         twin.theta.bias.mul_(2)
     torch.testing.assert_close((block(x), block.attention(x)), (twin(x), twin.attention(x)))
     assert (block.attention(x) - weights).abs().max() > 1e-3
+
+
+def test_a_hook_that_only_looks_changes_no_bit_of_what_is_exported_or_taken_in():
+    block, twin = random_block(), NonLocalBlock(6, dtype=torch.float64)
+    params = block.export_params()
+    for one in (block, twin):
+        one.theta.register_forward_hook(lambda _layer, _args, _z: None)
+    twin.import_params(block.export_params())
+    assert all(np.array_equal(a, params[name]) for name, a in twin.export_params().items())
 
 
 def test_flops_are_counted_by_layer():
