@@ -22,13 +22,14 @@ CAPABILITIES = {
     "network": "blocks put into a network, looked at there, and taken out",
     "peak_memory": "measured peak memory, and the named forms without that of the matrix of weights",
     "large": "methods without the matrix of weights that take 65,536 queries and keys within a minute",
+    "replaced": "a layer of a block that is another layer of the framework",
     "functions": "a pairwise function of the user's own",
     "errors": "the same errors in the same words",
 }
 """Every capability and what it means; those named like a method of the driver need that method."""
 
 BACKENDS = {
-    "numpy": frozenset(CAPABILITIES) - {"hvp", "compiled", "mixed", "layouts", "network", "large"},
+    "numpy": frozenset(CAPABILITIES) - {"hvp", "compiled", "mixed", "layouts", "network", "large", "replaced"},
     "tensorflow": frozenset(CAPABILITIES) - {"layouts"},
     "torch": frozenset(CAPABILITIES),
     "jax": frozenset(CAPABILITIES) - {"layouts"},

@@ -35,6 +35,7 @@ __all__ = [
     "OperationGradients",
     "Params",
     "Rebuilt",
+    "Replaced",
     "SecondDerivatives",
     "Spec",
     "Steps",
@@ -253,6 +254,22 @@ class Networks(Protocol):
         """Return a network of linear layers without bias under these names, one after the other, for an input shape.
 
         A layer multiplies each position by its matrix `(out, in)`, whose dtype is that of the network.
+        """
+
+
+class Replaced(Protocol):
+    """The capability "replaced"."""
+
+    def replaced(
+        self, spec: Spec, params: Params, x: Array, dz: Array, layer: str, key_mask: Mask = None
+    ) -> tuple[Array, tuple[Array, Params], Array, Callable[[], Params]]:
+        """Return what a block gives of which theta, phi, g or out is a layer of the framework that gives twice as much.
+
+        Its parameters are those of the layer before; it doubles the result, as a subclass does, a wrapper, a hook.
+
+        Returns:
+            z in evaluation; the gradients as of `vjp`; all rows of the weights; and a function that exports the
+            parameters, or raises `TypeError` or `ValueError` in words that name the layer.
         """
 
 

@@ -3,6 +3,7 @@
 from nonlocal_conformance.checks import (
     derivatives,
     errors,
+    layers,
     methods,
     networks,
     numerics,
@@ -12,4 +13,15 @@ from nonlocal_conformance.checks import (
     values,
 )
 
-__all__ = ["derivatives", "errors", "methods", "networks", "numerics", "start", "statistics", "training", "values"]
+__all__ = [
+    "derivatives",
+    "errors",
+    "layers",
+    "methods",
+    "networks",
+    "numerics",
+    "start",
+    "statistics",
+    "training",
+    "values",
+]

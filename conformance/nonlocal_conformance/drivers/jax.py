@@ -184,6 +184,25 @@ class JaxDriver:
         with self._scope(x, key_mask):
             return self._run(_block(spec, params, method=method, dtype=jnp.dtype(dtype)), x, key_mask)
 
+    def replaced(
+        self, spec: Spec, params: Params, x: Array, dz: Array, layer: str, key_mask: Mask = None
+    ) -> tuple[Array, tuple[Array, Params], Array, Callable[[], Params]]:
+        """Return what a block with a doubled layer gives."""
+        with self._scope(x, key_mask):
+            block = _block(spec, params)
+            old = getattr(block, layer)
+            doubled = _Doubled(old.in_features, old.out_features, use_bias=old.use_bias, rngs=nnx.Rngs(0))
+            doubled.kernel, doubled.bias = old.kernel, old.bias
+            setattr(block, layer, doubled)
+            graph, state = nnx.split(block)
+            call = self._jit(_replaced, "graph")
+            z, (dx, gradients), rows = call(state, x, dz, key_mask, graph=graph)
+            named = {
+                ".".join(map(str, path)).replace("kernel", "weight"): d[...].T
+                for path, d in nnx.to_flat_state(gradients)
+            }
+            return np.array(z), _gradients((dx, named)), np.array(rows), block.export_params
+
     def network(self, layers: Params, shape: tuple[int, ...]) -> Network:  # noqa: ARG002 - the layers take any
         """Return a network of linear layers."""
         return JaxNetwork(layers, self._scope)
@@ -226,6 +245,19 @@ def quick_options() -> dict[str, Any] | None:
 def _call(state: Any, x: Any, key_mask: Any, *, graph: Any) -> tuple[jax.Array, Any]:
     block = nnx.merge(graph, state)
     return block(x, key_mask), nnx.state(block)
+
+
+class _Doubled(nnx.Linear):
+    """A linear layer that gives twice as much."""
+
+    def __call__(self, inputs: jax.Array, *args: Any, **options: Any) -> jax.Array:
+        """Return 2 (W a + b)."""
+        return 2 * super().__call__(inputs, *args, **options)
+
+
+def _replaced(state: Any, x: Any, dz: Any, key_mask: Any, *, graph: Any) -> Any:
+    z, back = jax.vjp(lambda state, x: nnx.merge(graph, state)(x, key_mask), state, x)
+    return z, back(dz)[::-1], nnx.merge(graph, state).attention(x, None, key_mask)
 
 
 def _vjp(x: Any, params: Any, dz: Any, key_mask: Any, *, spec: Spec, training: bool, method: str) -> Any:

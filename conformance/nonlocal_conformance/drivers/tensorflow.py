@@ -204,6 +204,24 @@ class TensorflowDriver:
             block = _block(spec, params, f"mixed_{dtype}", method=method, autocast=False)
             return block(tf.constant(x), key_mask=_mask(key_mask)).numpy()
 
+    def replaced(
+        self, spec: Spec, params: Params, x: Array, dz: Array, layer: str, key_mask: Mask = None
+    ) -> tuple[Array, tuple[Array, Params], Array, Callable[[], Params]]:
+        """Return what a block with a doubled layer gives."""
+        with self._scope():
+            block, given, mask = _block(spec, params, x.dtype), tf.constant(x), _mask(key_mask)
+            old = getattr(block, layer)
+            doubled = _Doubled.from_config(old.get_config())
+            setattr(block, layer, doubled)
+            for new, weight in zip(doubled.weights, old.weights, strict=True):
+                new.assign(weight)
+            with tf.GradientTape() as tape:
+                tape.watch(given)
+                z = block(given, key_mask=mask)
+            dx, dparams = tape.gradient(z, (given, _trainable(block)), tf.constant(dz))
+            gradients = dx.numpy(), {name: d.numpy().T for name, d in dparams.items()}
+            return z.numpy(), gradients, block.attention(given, None, mask).numpy(), block.export_params
+
     def network(self, layers: Params, shape: tuple[int, ...]) -> Network:
         """Return a network of linear layers."""
         return TensorflowNetwork(layers, shape, self._scope)
@@ -232,6 +250,14 @@ class TensorflowDriver:
         finally:
             if filtering:
                 keras.config.enable_traceback_filtering()
+
+
+class _Doubled(keras.layers.Dense):  # type: ignore[misc]  # Keras has no types
+    """A linear layer that gives twice as much."""
+
+    def call(self, a: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Return 2 (W a + b)."""
+        return 2 * super().call(a, training=training)
 
 
 def _block(spec: Spec, params: Params, dtype: Any, *, method: str = "auto", autocast: bool = True) -> NonLocalBlock:

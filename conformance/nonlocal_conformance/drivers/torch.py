@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
 from nonlocal_conformance.capabilities import BACKENDS
@@ -217,6 +218,20 @@ class TorchDriver:
                 results[name] = (_output(z), kept)
         return results
 
+    def replaced(
+        self, spec: Spec, params: Params, x: Array, dz: Array, layer: str, key_mask: Mask = None
+    ) -> tuple[Array, tuple[Array, Params], Array, Callable[[], Params]]:
+        """Return what a block with a doubled layer gives."""
+        block, given, mask = self._block(spec, params, x.dtype), self._input(x).requires_grad_(), self._mask(key_mask)
+        old: Any = block.get_submodule(layer)
+        doubled = _Doubled(old.in_features, old.out_features, old.bias is not None, self.device, old.weight.dtype)
+        doubled.load_state_dict(old.state_dict())
+        setattr(block, layer, doubled)
+        z = block(given, mask)
+        z.backward(self._input(dz))
+        gradients = _output(given.grad), _gradients(block, [p.grad for p in block.parameters()])
+        return _output(z), gradients, _numpy(block.attention(given, None, mask)), block.export_params
+
     def network(self, layers: Params, shape: tuple[int, ...]) -> Network:  # noqa: ARG002 - the layers take any
         """Return a network of linear layers."""
         return TorchNetwork({name: self._tensor(weight) for name, weight in layers.items()}, self._input)
@@ -254,6 +269,14 @@ class TorchDriver:
 
     def _options(self, options: dict[str, Any]) -> dict[str, Any]:
         return {name: self._tensor(a) if isinstance(a, np.ndarray) else a for name, a in options.items()}
+
+
+class _Doubled(nn.Linear):
+    """A linear layer that gives twice as much."""
+
+    def forward(self, a: torch.Tensor) -> torch.Tensor:
+        """Return 2 (W a + b)."""
+        return 2 * super().forward(a)
 
 
 def _output(z: torch.Tensor | None) -> Array:

@@ -146,7 +146,11 @@ class Textbook(Networks):
         bias = self.bias(block, layer)
         if bias is not None:
             result = result + self.wide(self.operand(block, bias)).reshape(-1, *[1] * (a.ndim - 1))
-        return self.operand(block, result)
+        return self.put(block, layer, self.operand(block, result))
+
+    def put(self, block, layer, result):
+        """Return the result of a layer, twice that where another was put in its place."""
+        return 2 * result if layer == block.notes.get("replaced") else result
 
     def embed(self, block, layer, a):
         """Return theta or phi: a projection, or the input itself in the Gaussian form."""
@@ -528,6 +532,24 @@ class Textbook(Networks):
         }
         outputs = {name: (self.call(block, a, key_mask), layout) for name, (a, layout) in inputs.items()}
         return {name: (self.output(z), z.is_contiguous(memory_format=layout)) for name, (z, layout) in outputs.items()}
+
+    def exported(self, block):
+        """Return the parameters that a block computes with."""
+        own = f"{block.notes['replaced']}."
+        tensors = {name: 2 * a if name.startswith(own) else a for name, a in block.params.items()}
+        return {name: a.detach().numpy() for name, a in tensors.items()}
+
+    def replaced(self, spec, params, x, dz, layer, key_mask=None):
+        """Return what a block with a doubled layer gives."""
+        self.check(spec, params, x, key_mask)
+        block = self.build(spec, params)
+        block.notes["replaced"] = layer
+        leaves, given = self.leaves(block), self.input(x).requires_grad_()
+        z = self.call(block, given, key_mask)
+        z.backward(self.input(dz))
+        gradients = self.output(given.grad), {name: self.gradient(leaf) for name, leaf in leaves.items()}
+        rows = self.rows(block, given, slice(None), key_mask).detach().numpy()
+        return self.output(z), gradients, rows, lambda: self.exported(block)
 
     def peak_memory(self, call):
         """Return the result of a call and its peak extra memory in bytes."""
