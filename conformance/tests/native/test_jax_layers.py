@@ -65,10 +65,11 @@ def assert_close(actual, expected, rtol=1e-5):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=rtol * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("pairwise", ["embedded_gaussian", "concatenation"])
 @pytest.mark.parametrize("change", [around, instead])
 @pytest.mark.parametrize("name", LAYERS)
-def test_lora_acts_in_the_output_in_attention_and_in_what_is_exported(name, change):
-    block, x = random_block(subsample=2, norm="affine"), random_input(*SHAPE)
+def test_lora_acts_in_the_output_in_attention_and_in_what_is_exported(name, change, pairwise):
+    block, x = random_block(pairwise=pairwise, subsample=2, norm="affine"), random_input(*SHAPE)
     before = block.export_params()
     setattr(block, name, change(name, getattr(block, name)))
     params = block.export_params()
@@ -101,9 +102,10 @@ def test_lora_alone_is_trained():
     assert changed == {"theta.weight", "g.weight"}
 
 
+@pytest.mark.parametrize("pairwise", ["embedded_gaussian", "concatenation"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_any_layer_is_called_and_an_export_says_which_it_cannot_read(name):
-    block, x = random_block(), random_input(*SHAPE)
+def test_any_layer_is_called_and_an_export_says_which_it_cannot_read(name, pairwise):
+    block, x = random_block(pairwise=pairwise), random_input(*SHAPE)
     params = block.export_params()
     setattr(block, name, Scaled(getattr(block, name)))
     doubled = {key: 2 * a if key.startswith(f"{name}.") else a for key, a in params.items()}
@@ -136,6 +138,15 @@ def test_another_norm_is_called():
     block, x = random_block(norm="batch", residual=False), random_input(*SHAPE)
     block.norm = nnx.LayerNorm(6, rngs=nnx.Rngs(0))
     np.testing.assert_allclose(np.var(block(x), axis=-1), 1, rtol=1e-2)
+
+
+def test_what_stands_in_the_place_of_the_concatenation_is_refused_by_name():
+    block = random_block(pairwise="concatenation")
+    params = block.export_params()
+    block.concat = nnx.Linear(6, 1, rngs=nnx.Rngs(0))
+    for use in (lambda: block(random_input(*SHAPE)), block.export_params, lambda: block.import_params(params)):
+        with pytest.raises(TypeError, match=r"`concat` must be the dict that the block has made\. Got Linear\."):
+            use()
 
 
 def test_a_linear_layer_with_a_dtype_of_its_own_computes_in_it():

@@ -243,6 +243,48 @@ def test_a_hook_that_only_looks_changes_no_bit_of_what_is_exported_or_taken_in()
     assert all(np.array_equal(a, params[name]) for name, a in twin.export_params().items())
 
 
+@pytest.mark.parametrize("subsample_at", [None, "projection", "input"])
+@pytest.mark.parametrize("layer", ["theta", "phi", "concat"])
+def test_one_layer_of_the_concatenation_is_called_among_others_that_are_folded(layer, subsample_at):
+    pooled = {} if subsample_at is None else {"subsample": 2, "subsample_at": subsample_at}
+    block, x = random_block(**biased("concatenation"), **pooled), random(*SHAPE)
+    twin, results = copy.deepcopy(block), []
+    doubled(block, layer)
+    with torch.no_grad():
+        for parameter in twin.get_submodule(layer).parameters():
+            parameter.mul_(2)
+    for one in (block, twin):
+        z = one(x)
+        results.append((z, torch.autograd.grad(z.square().sum(), list(one.parameters())), one.attention(x)))
+    own = [name.startswith(layer) for name, _ in block.named_parameters()]
+    z, gradients, rows = results[1]  # W stands for 2 W there, whose gradient is half of that of W here
+    gradients = tuple(2 * d if is_own else d for d, is_own in zip(gradients, own, strict=True))
+    torch.testing.assert_close(results[0], (z, gradients, rows))
+    assert all(d.any() for d in gradients)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("hooked", [False, True])
+def test_a_norm_without_momentum_weighs_every_batch_with_a_position_alike(hooked, masked):
+    block, seen = random_block(norm="batch", residual=False), []
+    block.norm = nn.BatchNorm1d(6, momentum=None, dtype=torch.float64)
+    twin, plain = copy.deepcopy(block.norm), copy.deepcopy(block)
+    plain.norm = nn.Identity()
+    if hooked:
+        for layer in (block.norm, block.out):
+            layer.register_forward_hook(lambda layer, _args, _z: seen.append(layer))
+    for seed in range(4):
+        x, shown = random(*SHAPE, seed=seed), random(2, 5, 7, seed=seed) > (9 if seed == 1 else 0)
+        shown = shown if masked else None
+        z, r = (one(x, shown).movedim(1, -1) for one in (block, plain))
+        counted = r.flatten(0, -2) if shown is None else r[shown]
+        if len(counted):
+            torch.testing.assert_close(z.flatten(0, -2) if shown is None else z[shown], twin(counted))
+    torch.testing.assert_close(dict(block.norm.named_buffers()), dict(twin.named_buffers()))
+    assert twin.num_batches_tracked == 4 - masked
+    assert len(seen) == 8 * hooked
+
+
 def test_flops_are_counted_by_layer():
     block, x = random_block(norm="batch"), random(*SHAPE)
     with FlopCounterMode(display=False) as counter:
