@@ -56,6 +56,8 @@ def read_params(block: nn.Module, spec: NonLocalSpec) -> dict[str, Tensor]:
             layer, _, kind = name.partition(".")
             if layer == "norm":
                 found[name] = _read_norm(block.get_submodule("norm"), kind, spec, like=found["out.weight"][:, 0])
+        if spec.norm is not None and _is_changed(norm := block.get_submodule("norm"), found["norm.weight"]):
+            raise fail_value("norm", "compute what its parameters say, to be read", _kind(norm))
     return {name: _whole(found[name]).reshape(shape) for name, shape in shapes.items()}
 
 
@@ -158,6 +160,17 @@ def _read_norm(norm: nn.Module, kind: str, spec: NonLocalSpec, like: Tensor) -> 
         rule = f"have a {kind} to be read, as one of kind {spec.norm!r} has"
         raise fail_value("norm", rule, _kind(norm))
     return tensor
+
+
+def _is_changed(norm: nn.Module, weight: Tensor) -> bool:
+    """Return whether a norm of a known kind computes in evaluation something else than that kind does."""
+    kinds: tuple[Any, ...] = (Scale, nn.SyncBatchNorm, nn.BatchNorm1d)
+    kind = next((kind for kind in kinds if isinstance(norm, kind)), None)
+    if kind is None or is_bare(norm, kind) or hasattr(weight, "__tensor_flatten__") or weight.is_meta:
+        return False
+    ones = torch.ones_like(weight, dtype=norm_dtype(norm, weight.dtype))[None, :, None]
+    # Another class may round otherwise, by no more than any dtype does.
+    return not torch.allclose(norm(ones), kind.forward(norm, ones), rtol=2.0**-6, atol=2.0**-6, equal_nan=True)
 
 
 def _kind(module: nn.Module) -> str:

@@ -146,6 +146,26 @@ def test_a_pruned_norm_is_exported_as_it_acts():
     torch.testing.assert_close(plain(block)(x), block(x))
 
 
+@pytest.mark.parametrize("factor", [1, 2])
+@pytest.mark.parametrize("change", ["a hook", "a class of its own"])
+@pytest.mark.parametrize("kind", ["batch", "affine"])
+def test_a_norm_that_computes_something_else_than_its_parameters_say_is_called_and_not_read(kind, change, factor):
+    block, x = random_block(norm=kind, residual=False).eval(), random(*SHAPE)
+    params, z, own = block.export_params(), block(x), type(block.norm)
+    if change == "a hook":
+        block.norm.register_forward_hook(lambda _layer, _args, r: factor * r)
+    else:
+        forward = {"forward": lambda norm, a: factor * own.forward(norm, a)}
+        block.norm.__class__ = type("Another", (own,), forward)
+    torch.testing.assert_close(block(x), factor * z)
+    if factor == 1:
+        assert all(np.array_equal(a, params[name]) for name, a in block.export_params().items())
+        return
+    for read in (block.export_params, block.fold_norm):
+        with pytest.raises(ValueError, match=r"`norm` must compute what its parameters say, to be read\. Got "):
+            read()
+
+
 def test_the_export_of_a_spectral_norm_in_training_leaves_its_state():
     block = random_block()
     parametrizations.spectral_norm(block.theta)
