@@ -16,7 +16,7 @@ from nonlocal_core.spec.form import form_of
 from nonlocal_core.spec.options import SpecOptions, check_options
 from nonlocal_tensorflow.arrays import flat, masked, sizes
 from nonlocal_tensorflow.configuration import KerasBlock
-from nonlocal_tensorflow.embed import embed, result, set_numbers, uncut
+from nonlocal_tensorflow.embed import among_all_keys, embed, result, set_numbers, uncut
 from nonlocal_tensorflow.linear import linear
 from nonlocal_tensorflow.methods.pairwise import pairwise_weights
 from nonlocal_tensorflow.op import aggregate
@@ -144,21 +144,33 @@ class NonLocalBlock(KerasBlock):
         check_array("x", x)
         if self.spec is None:
             self.build(x.shape)
-        embedded = embed(self, x, key_mask, ("phi",), training=False)
-        rows, sets, (phi,), mask = flat(embedded.grid), embedded.sets, embedded.arrays, embedded.valid
-        queries, keys = set_numbers(sets)
+        form = form_of(self.spec, self.own_params())
+        embedded = embed(self, x, key_mask, ("phi",) if form.is_named else ("theta", "phi"), training=False)
+        sets, phi, mask = embedded.sets, embedded.arrays[-1], embedded.valid
+        phi = phi if mask is None else masked(phi, mask)
+        rows, chosen = flat(embedded.grid), None
         if positions is not None:
             chosen = check_positions(positions, rows.shape[1])
-            rows, queries = tf.gather(rows, chosen, axis=1), tf.gather(queries, chosen)
-        theta = linear(rows, self.theta, sizes(rows)[:-1])
-        valid = tf.expand_dims(tf.expand_dims(queries, 1) == keys, 0)
-        if mask is not None:
-            phi = masked(phi, mask)
-            valid &= tf.linalg.matrix_transpose(uncut(tf.expand_dims(mask, -1), sets, sets.key_sizes))
-        phi = uncut(phi, sets, sets.key_sizes)
-        weights = tf.cast(pairwise_weights(theta, phi, form_of(self.spec, self.own_params()), valid), x.dtype)
+        if form.is_named:
+            queries, keys = set_numbers(sets)
+            queries, rows = _chosen(queries, chosen, 0), _chosen(rows, chosen)
+            valid = tf.expand_dims(tf.expand_dims(queries, 1) == keys, 0)
+            if mask is not None:
+                valid &= tf.linalg.matrix_transpose(uncut(tf.expand_dims(mask, -1), sets, sets.key_sizes))
+            theta, phi = linear(rows, self.theta, sizes(rows)[:-1]), uncut(phi, sets, sets.key_sizes)
+            weights = pairwise_weights(theta, phi, form, valid)
+        else:  # a function gets what it gets in `call`: all queries and keys of a set
+            valid = None if mask is None else tf.expand_dims(mask, 1)
+            weights = among_all_keys(pairwise_weights(embedded.arrays[0], phi, form, valid), sets)
+            weights = _chosen(weights, chosen)
+        weights = tf.cast(weights, x.dtype)
         if embedded.lost is None:
             return weights
         lost = tf.reshape(embedded.lost, [*sizes(embedded.grid)[:1], -1, 1])
-        lost = tf.cast(lost if positions is None else tf.gather(lost, chosen, axis=1), x.dtype)
+        lost = tf.cast(_chosen(lost, chosen), x.dtype)
         return tf.where(tf.math.is_nan(lost), lost, weights)
+
+
+def _chosen(a: tf.Tensor, chosen: Any, axis: int = 1) -> tf.Tensor:
+    """Return the entries of an axis that are chosen, all of them for None."""
+    return a if chosen is None else tf.gather(a, chosen, axis=axis)

@@ -17,7 +17,7 @@ from nonlocal_tensorflow.layers import LayeredBlock
 from nonlocal_tensorflow.linear import is_plain, kernel_and_bias, linear, product
 from nonlocal_tensorflow.norm import BatchNorm
 
-__all__ = ["Embedded", "embed", "result", "set_numbers", "uncut"]
+__all__ = ["Embedded", "among_all_keys", "embed", "result", "set_numbers", "uncut"]
 
 
 class Embedded(NamedTuple):
@@ -153,7 +153,7 @@ def uncut(a: tf.Tensor, sets: Sets, inner_sizes: Sequence[Any]) -> tf.Tensor:
     """Put the queries or the keys of all sets, `(B', N', C)`, back in row-major order, `(B, N, C)`."""
     if not sets.outer:
         return a
-    a = tf.reshape(a, [-1, *sets.outer_sizes, *inner_sizes, a.shape[-1]])
+    a = tf.reshape(a, [-1, *sets.outer_sizes, *inner_sizes, sizes(a)[-1]])
     return flat(tf.transpose(a, sets.uncut_axes))
 
 
@@ -191,3 +191,12 @@ def set_numbers(sets: Sets) -> tuple[tf.Tensor, tf.Tensor]:
         for inner in (sets.inner_sizes, sets.key_sizes)
     )
     return queries, keys
+
+
+def among_all_keys(weights: tf.Tensor, sets: Sets) -> tf.Tensor:
+    """Return the weights (B', N', M') of each set as (B, N, M), row-major, with 0 for the keys of other sets."""
+    queries, keys = set_numbers(sets)
+    place = tf.tile(tf.reshape(tf.range(sets.keys), [1, -1, 1]), [sets.count, 1, 1])
+    place = uncut(place, sets, sets.key_sizes)[0, :, 0]
+    rows = tf.gather(uncut(weights, sets, sets.inner_sizes), place, axis=2)
+    return tf.where(tf.expand_dims(queries, 1) == keys, rows, tf.zeros_like(rows))

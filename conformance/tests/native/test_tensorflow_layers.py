@@ -188,6 +188,20 @@ def test_a_layer_that_scores_pairs_is_registered_trains_and_is_saved(tmp_path, c
     assert_near(loaded(x), model(x))
 
 
+@pytest.mark.parametrize("options", [{}, {"axes": "space", "subsample": 2}, {"group_size": 2}])
+def test_a_layer_that_scores_pairs_sees_whole_sets_in_the_attention_to_chosen_positions(options):
+    block, x = filled_block(pairwise=Positions(), normalize="softmax", **options), random_input(2, 4, 5, 3, 6)
+    mask = np.random.default_rng(2).random((2, 4, 5, 3)) < 0.6
+    block(x)
+    block.pairwise.bias.assign(np.random.default_rng(3).normal(size=block.pairwise.bias.shape))
+    params, bias = block.export_params(), block.pairwise.bias.numpy().astype("float64")
+    spec = block.spec.replace(pairwise=lambda theta, phi: theta @ phi.mT + bias)
+    for key_mask in (None, mask):
+        expected = nlc.attention(x.astype("float64"), params, spec, key_mask=key_mask)
+        assert_near(block.attention(x, key_mask=key_mask), expected)
+        assert_near(block.attention(x, [57, 0, 31], key_mask), expected[:, [57, 0, 31]])
+
+
 REPLICAS = """
 import numpy as np, tensorflow as tf
 from nonlocal_tensorflow import NonLocalBlock
