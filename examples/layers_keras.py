@@ -71,7 +71,8 @@ print(f"{np.abs(network(images) - exact).max():.1e} of {np.abs(exact).max():.1f}
 # TensorFlow Lite
 # ---------------
 #
-# Every form is converted, with any batch and any size.
+# Every form is converted, with any batch and any size. ``from_concrete_functions`` takes a function with a block too,
+# without a second argument: a Keras layer or model given there, a ``Dense`` as well, is converted without its weights.
 
 converted = tf.lite.TFLiteConverter.from_keras_model(model).convert()
 interpreter = tf.lite.Interpreter(model_content=converted)

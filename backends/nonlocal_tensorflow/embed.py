@@ -19,6 +19,8 @@ from nonlocal_tensorflow.norm import BatchNorm
 
 __all__ = ["Embedded", "among_all_keys", "embed", "result", "set_numbers", "uncut"]
 
+Parts = tuple[tf.Tensor, ...]
+
 
 class Embedded(NamedTuple):
     """The input of a block, cut into B' sets (B without `axes` and groups) and projected."""
@@ -73,7 +75,7 @@ def embed(
         lost = tf.where(tf.expand_dims(key_mask, -1), tf.zeros_like(zeros), zeros)
         grid = tf.where(tf.math.is_nan(lost), tf.zeros_like(grid), grid)
         keys, mask = masked(grid, key_mask), _cut(tf.expand_dims(key_mask, -1), sets)
-        valid = tf.squeeze(flat(_reduced(tf.logical_or, mask, sets)), -1)
+        valid = tf.squeeze(flat(_reduced(_either, sets, mask)), -1)
     is_whole = not sets.outer and sets.window is None  # one set without pooling: `linear` gives (B, N, C') at once
     leading = [shape[0], math.prod(shape[1:-1])] if is_whole else shape[:-1]
     if spec.subsample_at == "input":
@@ -162,13 +164,24 @@ def _pool(a: tf.Tensor, sets: Sets, mask: tf.Tensor | None, valid: tf.Tensor | N
     if sets.window is None:
         return flat(a)
     if mask is None:
-        return flat(_reduced(tf.maximum, a, sets))
-    a = tf.where(mask, a, tf.constant(a.dtype.min, a.dtype))
-    return masked(flat(_reduced(tf.maximum, a, sets)), valid)
+        return flat(_reduced(_larger, sets, a))
+    return masked(flat(_reduced(_larger, sets, a, mask)), valid)
 
 
-def _reduced(function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], a: tf.Tensor, sets: Sets) -> tf.Tensor:
-    """Reduce each window of `(B', *inner, C)` to one position; a remainder is dropped.
+def _either(a: Parts, b: Parts) -> Parts:
+    """Return whether any of two positions is valid."""
+    return (a[0] | b[0],)
+
+
+def _larger(a: Parts, b: Parts) -> Parts:
+    """Return the larger of two values; with whether each is valid beside it, that of the valid ones."""
+    if len(a) == 1:
+        return (tf.maximum(a[0], b[0]),)
+    return tf.maximum(tf.where(a[1], a[0], b[0]), tf.where(b[1], b[0], a[0])), a[1] | b[1]
+
+
+def _reduced(function: Callable[[Parts, Parts], Parts], sets: Sets, *arrays: tf.Tensor) -> tf.Tensor:
+    """Reduce each window of arrays `(B', *inner, C)` to one position and return the first; a remainder is dropped.
 
     TensorFlow's own pooling lacks dtypes on the CPU. At a tie the gradient of `tf.maximum` goes to its first
     argument, so with the last axis reduced first it goes to the first position in row-major order.
@@ -176,11 +189,16 @@ def _reduced(function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], a: tf.Tensor
     windows = enumerate(zip(sets.key_sizes, sets.window or (), strict=sets.window is not None), start=1)
     for axis, (size, length) in reversed(list(windows)):
         if length > 1:
-            shape = sizes(a)
-            a = a[(slice(None),) * axis + (slice(size * length),)]
-            a = tf.reshape(a, [*shape[:axis], size, length, *shape[axis + 1 :]])
-            a = reduce(function, tf.unstack(a, num=length, axis=axis + 1))
-    return a
+            arrays = reduce(function, zip(*(_parts(a, axis, size, length) for a in arrays), strict=True))
+    return arrays[0]
+
+
+def _parts(a: tf.Tensor, axis: int, size: Any, length: int) -> list[tf.Tensor]:
+    """Return the first, second, .. position along an axis of each of `size` windows."""
+    shape = sizes(a)
+    a = a[(slice(None),) * axis + (slice(size * length),)]
+    a = tf.reshape(a, [*shape[:axis], size, length, *shape[axis + 1 :]])
+    return tf.unstack(a, num=length, axis=axis + 1)
 
 
 def set_numbers(sets: Sets) -> tuple[tf.Tensor, tf.Tensor]:
