@@ -13,10 +13,11 @@ from nonlocal_core.arguments import check_array, check_bool, check_choice, check
 from nonlocal_core.planning import check_method
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.form import form_of
-from nonlocal_core.spec.options import SpecOptions, check_options
+from nonlocal_core.spec.options import check_options
 from nonlocal_tensorflow.arrays import flat, masked, sizes
 from nonlocal_tensorflow.configuration import KerasBlock
 from nonlocal_tensorflow.embed import among_all_keys, embed, result, set_numbers, uncut
+from nonlocal_tensorflow.layers import BlockOptions, parted
 from nonlocal_tensorflow.linear import linear
 from nonlocal_tensorflow.methods.pairwise import pairwise_weights
 from nonlocal_tensorflow.op import aggregate
@@ -45,7 +46,10 @@ class NonLocalBlock(KerasBlock):
         dtype: the dtype or the dtype policy of the layer.
         trainable: whether the parameters are trained.
         autocast: whether Keras casts the input, and so z, to the compute dtype. If not, the operands alone are cast.
-        **options: the other options of `nonlocal_core.NonLocalSpec`.
+        **options: the other options of `nonlocal_core.NonLocalSpec`; also `kernel_initializer`, `bias_initializer`,
+            `kernel_regularizer`, `bias_regularizer`, `kernel_constraint` and `bias_constraint` of
+            `keras.layers.Dense`, for theta, phi, g and out. None: none, and the start of the specification; where
+            `zero_init` has `out` start at 0, it does in any case.
 
     Raises:
         TypeError: if an option has a wrong type or is unknown.
@@ -71,17 +75,18 @@ class NonLocalBlock(KerasBlock):
         dtype: Any = None,
         trainable: bool = True,
         autocast: bool = True,
-        **options: Unpack[SpecOptions],
+        **options: Unpack[BlockOptions],
     ) -> None:
         """Create the parameters if `channels` is known; see the class for the arguments."""
-        check_options(type(self), options)
+        check_options(type(self), options, BlockOptions.__annotations__)
         check_bool("autocast", autocast)
         super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=autocast)
         data_format = keras.config.image_data_format() if data_format is None else data_format
         self.data_format = check_choice("data_format", data_format, ("channels_last", "channels_first"))
         self.method, self.channels, self.synchronized = method, channels, synchronized
         self.supports_masking = True
-        self._spec_of = partial(NonLocalSpec, **options)
+        own, given = parted(options)
+        self._spec_of, self._given = partial(NonLocalSpec, **own), partial(keras.layers.Dense, **given)
         spec = self._spec_of(channels=1 if channels is None else channels)  # refuses wrong options in any case
         check_method(method, spec.pairwise)
         self.pairwise = spec.pairwise if isinstance(spec.pairwise, keras.Layer) else None
