@@ -99,7 +99,7 @@ def relu_of_product(theta: Any, phi: Any) -> Any:
 def beyond_first(theta: Any, phi: Any) -> Any:
     """Return by how much theta_i . phi_j exceeds that of the first query of the set: the places of queries matter."""
     product = (theta[:, :, None, None, :] @ phi[:, None, :, :, None])[..., 0, 0]
-    return product - product[:, :1]
+    return product - product[:, :1, :]
 
 
 def _dtype(name: str) -> Any:
