@@ -56,22 +56,35 @@ keras.Sequential([keras.Input((8, 6, 16)), biased])
 print(biased.pairwise.bias.shape)
 
 # %%
+# Initialisers, regularisers and constraints
+# ------------------------------------------
+#
+# The arguments of ``keras.layers.Dense`` for its kernel and its bias are those of a block too, for all its projections.
+# With ``zero_init`` the block starts as the identity in any case. One layer alone is given as a layer of your own.
+
+held = NonLocalBlock(16, kernel_initializer="glorot_uniform", kernel_regularizer="l2", kernel_constraint="max_norm")
+held.g = keras.layers.Dense(8, kernel_regularizer="l1")
+print(len(held.losses), type(held.phi.kernel.constraint).__name__, held.g.kernel.constraint)
+
+# %%
 # Eight bits
 # ----------
+#
+# ``quantize`` of a block is that of its projections, and ``quantize`` of a whole model reaches them too.
 
 small = NonLocalBlock.from_spec(block.spec)
 small.import_params(block.export_params())
 network = keras.Sequential([keras.Input((None, None, 16)), small])
 exact = network(images)
-for layer in (small.theta, small.phi, small.g, small.out):
-    layer.quantize("int8")
+small.quantize("int8")
 print(f"{np.abs(network(images) - exact).max():.1e} of {np.abs(exact).max():.1f}")
 
 # %%
 # TensorFlow Lite
 # ---------------
 #
-# Every form is converted, with any batch and any size.
+# Every form is converted, with any batch and any size. ``from_concrete_functions`` takes a function with a block too,
+# without a second argument: a Keras layer or model given there, a ``Dense`` as well, is converted without its weights.
 
 converted = tf.lite.TFLiteConverter.from_keras_model(model).convert()
 interpreter = tf.lite.Interpreter(model_content=converted)

@@ -10,7 +10,18 @@ import itertools
 import math
 from typing import Any
 
-__all__ = ["SPACES", "VIDEO", "Sets", "cut", "interacting_axes", "set_numbers", "uncut", "window_of", "windows_of"]
+__all__ = [
+    "SPACES",
+    "VIDEO",
+    "Sets",
+    "among_all_keys",
+    "cut",
+    "interacting_axes",
+    "set_numbers",
+    "uncut",
+    "window_of",
+    "windows_of",
+]
 
 SPACES = {"all": None, "space": (1, 2), "time": (0,)}
 """The named sets of axes; None is every axis."""
@@ -126,3 +137,11 @@ def set_numbers(xp: Any, sets: Sets, where: Any) -> tuple[Array, Array]:
     sizes = (sets.queries, sets.keys)
     queries, keys = (uncut(xp, xp.broadcast_to(numbers, (sets.count, size, 1)), sets)[0, :, 0] for size in sizes)
     return queries, keys
+
+
+def among_all_keys(xp: Any, weights: Array, sets: Sets, where: Any) -> Array:
+    """Return the weights (B', N', M') of each set as (B, N, M), row-major, with 0 for the keys of other sets."""
+    query_sets, key_sets = set_numbers(xp, sets, where)
+    place = xp.broadcast_to(xp.arange(sets.keys, device=where)[None, :, None], (sets.count, sets.keys, 1))
+    rows = xp.take(uncut(xp, weights, sets), uncut(xp, place, sets)[0, :, 0], axis=2)
+    return xp.where((query_sets[:, None] == key_sets[None, :])[None, :, :], rows, xp.zeros_like(rows))

@@ -12,7 +12,7 @@ from nonlocal_core.spec import NonLocalSpec
 from nonlocal_jax.layers import Layers, project
 from nonlocal_jax.norm import AxisName, Params, normalized
 
-__all__ = ["among_all_keys", "embed", "embed_rows", "result"]
+__all__ = ["embed", "embed_rows", "result"]
 
 
 def embed(
@@ -52,14 +52,6 @@ def embed_rows(
         phi, valid = jnp.where(serves, phi, 0), valid & serves.mT
     (theta,) = project(flat, layers, "theta")
     return theta, phi, valid
-
-
-def among_all_keys(weights: Array, sets: Sets) -> Array:
-    """Return the weights (B', N', M') of each set as (B, N, M), row-major, with 0 for the keys of other sets."""
-    query_sets, key_sets = set_numbers(jnp, sets, None)
-    place = jnp.broadcast_to(jnp.arange(sets.keys)[None, :, None], (sets.count, sets.keys, 1))
-    weights = uncut(jnp, weights, sets)[..., uncut(jnp, place, sets)[0, :, 0]]
-    return jnp.where((query_sets[:, None] == key_sets[None])[None], weights, 0)
 
 
 def result(

@@ -11,9 +11,10 @@ from jax import Array
 
 from nonlocal_core.arguments import check_positions, known_sizes
 from nonlocal_core.errors import fail_value
+from nonlocal_core.geometry import among_all_keys
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.form import Form
-from nonlocal_jax.embed import among_all_keys, embed, embed_rows, result
+from nonlocal_jax.embed import embed, embed_rows, result
 from nonlocal_jax.layers import Layers
 from nonlocal_jax.methods.pairwise import pairwise_weights
 from nonlocal_jax.norm import AxisName, Params
@@ -80,7 +81,7 @@ def rows_of_weights(
         theta, phi, _, serves = embed(wide, layers, spec, sets, key_mask)
         valid = jnp.ones((1, 1, sets.keys), bool) if serves is None else serves[:, None]
         weights = pairwise_weights(theta, jnp.where(valid.mT, phi, 0), form, valid)
-        weights = among_all_keys(weights, sets) if sets.count != 1 else weights
+        weights = among_all_keys(jnp, weights, sets, None) if sets.count != 1 else weights
         weights = weights if chosen is None else weights[:, chosen]
     if lost is not None:
         lost = lost.reshape(lost.shape[0], -1, 1)

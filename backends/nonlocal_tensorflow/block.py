@@ -13,10 +13,11 @@ from nonlocal_core.arguments import check_array, check_bool, check_choice, check
 from nonlocal_core.planning import check_method
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.form import form_of
-from nonlocal_core.spec.options import SpecOptions, check_options
+from nonlocal_core.spec.options import check_options
 from nonlocal_tensorflow.arrays import flat, masked, sizes
 from nonlocal_tensorflow.configuration import KerasBlock
-from nonlocal_tensorflow.embed import embed, result, set_numbers, uncut
+from nonlocal_tensorflow.embed import among_all_keys, embed, result, set_numbers, uncut
+from nonlocal_tensorflow.layers import BlockOptions, parted
 from nonlocal_tensorflow.linear import linear
 from nonlocal_tensorflow.methods.pairwise import pairwise_weights
 from nonlocal_tensorflow.op import aggregate
@@ -45,7 +46,10 @@ class NonLocalBlock(KerasBlock):
         dtype: the dtype or the dtype policy of the layer.
         trainable: whether the parameters are trained.
         autocast: whether Keras casts the input, and so z, to the compute dtype. If not, the operands alone are cast.
-        **options: the other options of `nonlocal_core.NonLocalSpec`.
+        **options: the other options of `nonlocal_core.NonLocalSpec`; also `kernel_initializer`, `bias_initializer`,
+            `kernel_regularizer`, `bias_regularizer`, `kernel_constraint` and `bias_constraint` of
+            `keras.layers.Dense`, for theta, phi, g and out. None: none, and the start of the specification; where
+            `zero_init` has `out` start at 0, it does in any case.
 
     Raises:
         TypeError: if an option has a wrong type or is unknown.
@@ -71,17 +75,18 @@ class NonLocalBlock(KerasBlock):
         dtype: Any = None,
         trainable: bool = True,
         autocast: bool = True,
-        **options: Unpack[SpecOptions],
+        **options: Unpack[BlockOptions],
     ) -> None:
         """Create the parameters if `channels` is known; see the class for the arguments."""
-        check_options(type(self), options)
+        check_options(type(self), options, BlockOptions.__annotations__)
         check_bool("autocast", autocast)
         super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=autocast)
         data_format = keras.config.image_data_format() if data_format is None else data_format
         self.data_format = check_choice("data_format", data_format, ("channels_last", "channels_first"))
         self.method, self.channels, self.synchronized = method, channels, synchronized
         self.supports_masking = True
-        self._spec_of = partial(NonLocalSpec, **options)
+        own, given = parted(options)
+        self._spec_of, self._given = partial(NonLocalSpec, **own), partial(keras.layers.Dense, **given)
         spec = self._spec_of(channels=1 if channels is None else channels)  # refuses wrong options in any case
         check_method(method, spec.pairwise)
         self.pairwise = spec.pairwise if isinstance(spec.pairwise, keras.Layer) else None
@@ -144,21 +149,33 @@ class NonLocalBlock(KerasBlock):
         check_array("x", x)
         if self.spec is None:
             self.build(x.shape)
-        embedded = embed(self, x, key_mask, ("phi",), training=False)
-        rows, sets, (phi,), mask = flat(embedded.grid), embedded.sets, embedded.arrays, embedded.valid
-        queries, keys = set_numbers(sets)
+        form = form_of(self.spec, self.own_params())
+        embedded = embed(self, x, key_mask, ("phi",) if form.is_named else ("theta", "phi"), training=False)
+        sets, phi, mask = embedded.sets, embedded.arrays[-1], embedded.valid
+        phi = phi if mask is None else masked(phi, mask)
+        rows, chosen = flat(embedded.grid), None
         if positions is not None:
             chosen = check_positions(positions, rows.shape[1])
-            rows, queries = tf.gather(rows, chosen, axis=1), tf.gather(queries, chosen)
-        theta = linear(rows, self.theta, sizes(rows)[:-1])
-        valid = tf.expand_dims(tf.expand_dims(queries, 1) == keys, 0)
-        if mask is not None:
-            phi = masked(phi, mask)
-            valid &= tf.linalg.matrix_transpose(uncut(tf.expand_dims(mask, -1), sets, sets.key_sizes))
-        phi = uncut(phi, sets, sets.key_sizes)
-        weights = tf.cast(pairwise_weights(theta, phi, form_of(self.spec, self.own_params()), valid), x.dtype)
+        if form.is_named:
+            queries, keys = set_numbers(sets)
+            queries, rows = _chosen(queries, chosen, 0), _chosen(rows, chosen)
+            valid = tf.expand_dims(tf.expand_dims(queries, 1) == keys, 0)
+            if mask is not None:
+                valid &= tf.linalg.matrix_transpose(uncut(tf.expand_dims(mask, -1), sets, sets.key_sizes))
+            theta, phi = linear(rows, self.theta, sizes(rows)[:-1]), uncut(phi, sets, sets.key_sizes)
+            weights = pairwise_weights(theta, phi, form, valid)
+        else:  # a function gets what it gets in `call`: all queries and keys of a set
+            valid = None if mask is None else tf.expand_dims(mask, 1)
+            weights = among_all_keys(pairwise_weights(embedded.arrays[0], phi, form, valid), sets)
+            weights = _chosen(weights, chosen)
+        weights = tf.cast(weights, x.dtype)
         if embedded.lost is None:
             return weights
         lost = tf.reshape(embedded.lost, [*sizes(embedded.grid)[:1], -1, 1])
-        lost = tf.cast(lost if positions is None else tf.gather(lost, chosen, axis=1), x.dtype)
+        lost = tf.cast(_chosen(lost, chosen), x.dtype)
         return tf.where(tf.math.is_nan(lost), lost, weights)
+
+
+def _chosen(a: tf.Tensor, chosen: Any, axis: int = 1) -> tf.Tensor:
+    """Return the entries of an axis that are chosen, all of them for None."""
+    return a if chosen is None else tf.gather(a, chosen, axis=axis)

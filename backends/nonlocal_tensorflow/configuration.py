@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import keras
 
@@ -16,7 +16,7 @@ from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.block import options_of
 from nonlocal_core.spec.calls import check_arrays
 from nonlocal_tensorflow.arrays import channels_last
-from nonlocal_tensorflow.layers import LAYERS, LayeredBlock
+from nonlocal_tensorflow.layers import LAYERS, DenseOptions, LayeredBlock
 
 __all__ = ["KerasBlock"]
 
@@ -40,10 +40,11 @@ class KerasBlock(LayeredBlock):
         dtype: Any = None,
         trainable: bool = True,
         autocast: bool = True,
+        **given: Unpack[DenseOptions],
     ) -> Self:
         """Return a new block that computes `spec`."""
         own = {"method": method, "data_format": data_format, "synchronized": synchronized, "name": name, "dtype": dtype}
-        return cls(**options_of(spec), **own, trainable=trainable, autocast=autocast)
+        return cls(**options_of(spec), **own, trainable=trainable, autocast=autocast, **given)
 
     def build(self, x_shape: Sequence[Size], key_mask_shape: Sequence[Size] | None = None) -> None:
         """Create the parameters for an input of this shape, if they do not exist yet.
@@ -107,6 +108,7 @@ class KerasBlock(LayeredBlock):
             **super().get_config(),
             **json.loads(spec.to_json()),
             **own,
+            **{key: keras.saving.serialize_keras_object(one) for key, one in self._given.keywords.items()},
             **({"layers": changed} if changed else {}),
             "channels": None if self.channels is None else spec.channels,
             "inner_channels": None if inner is None else spec.inner_channels,
@@ -140,6 +142,7 @@ class KerasBlock(LayeredBlock):
             dtype=self.dtype_policy,
             trainable=self.trainable,
             autocast=self.autocast,
+            **self._given.keywords,
         )
 
 

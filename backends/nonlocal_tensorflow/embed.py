@@ -17,7 +17,9 @@ from nonlocal_tensorflow.layers import LayeredBlock
 from nonlocal_tensorflow.linear import is_plain, kernel_and_bias, linear, product
 from nonlocal_tensorflow.norm import BatchNorm
 
-__all__ = ["Embedded", "embed", "result", "set_numbers", "uncut"]
+__all__ = ["Embedded", "among_all_keys", "embed", "result", "set_numbers", "uncut"]
+
+Parts = tuple[tf.Tensor, ...]
 
 
 class Embedded(NamedTuple):
@@ -73,7 +75,7 @@ def embed(
         lost = tf.where(tf.expand_dims(key_mask, -1), tf.zeros_like(zeros), zeros)
         grid = tf.where(tf.math.is_nan(lost), tf.zeros_like(grid), grid)
         keys, mask = masked(grid, key_mask), _cut(tf.expand_dims(key_mask, -1), sets)
-        valid = tf.squeeze(flat(_reduced(tf.logical_or, mask, sets)), -1)
+        valid = tf.squeeze(flat(_reduced(_either, sets, mask)), -1)
     is_whole = not sets.outer and sets.window is None  # one set without pooling: `linear` gives (B, N, C') at once
     leading = [shape[0], math.prod(shape[1:-1])] if is_whole else shape[:-1]
     if spec.subsample_at == "input":
@@ -153,7 +155,7 @@ def uncut(a: tf.Tensor, sets: Sets, inner_sizes: Sequence[Any]) -> tf.Tensor:
     """Put the queries or the keys of all sets, `(B', N', C)`, back in row-major order, `(B, N, C)`."""
     if not sets.outer:
         return a
-    a = tf.reshape(a, [-1, *sets.outer_sizes, *inner_sizes, a.shape[-1]])
+    a = tf.reshape(a, [-1, *sets.outer_sizes, *inner_sizes, sizes(a)[-1]])
     return flat(tf.transpose(a, sets.uncut_axes))
 
 
@@ -162,13 +164,24 @@ def _pool(a: tf.Tensor, sets: Sets, mask: tf.Tensor | None, valid: tf.Tensor | N
     if sets.window is None:
         return flat(a)
     if mask is None:
-        return flat(_reduced(tf.maximum, a, sets))
-    a = tf.where(mask, a, tf.constant(a.dtype.min, a.dtype))
-    return masked(flat(_reduced(tf.maximum, a, sets)), valid)
+        return flat(_reduced(_larger, sets, a))
+    return masked(flat(_reduced(_larger, sets, a, mask)), valid)
 
 
-def _reduced(function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], a: tf.Tensor, sets: Sets) -> tf.Tensor:
-    """Reduce each window of `(B', *inner, C)` to one position; a remainder is dropped.
+def _either(a: Parts, b: Parts) -> Parts:
+    """Return whether any of two positions is valid."""
+    return (a[0] | b[0],)
+
+
+def _larger(a: Parts, b: Parts) -> Parts:
+    """Return the larger of two values; with whether each is valid beside it, that of the valid ones."""
+    if len(a) == 1:
+        return (tf.maximum(a[0], b[0]),)
+    return tf.maximum(tf.where(a[1], a[0], b[0]), tf.where(b[1], b[0], a[0])), a[1] | b[1]
+
+
+def _reduced(function: Callable[[Parts, Parts], Parts], sets: Sets, *arrays: tf.Tensor) -> tf.Tensor:
+    """Reduce each window of arrays `(B', *inner, C)` to one position and return the first; a remainder is dropped.
 
     TensorFlow's own pooling lacks dtypes on the CPU. At a tie the gradient of `tf.maximum` goes to its first
     argument, so with the last axis reduced first it goes to the first position in row-major order.
@@ -176,11 +189,16 @@ def _reduced(function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], a: tf.Tensor
     windows = enumerate(zip(sets.key_sizes, sets.window or (), strict=sets.window is not None), start=1)
     for axis, (size, length) in reversed(list(windows)):
         if length > 1:
-            shape = sizes(a)
-            a = a[(slice(None),) * axis + (slice(size * length),)]
-            a = tf.reshape(a, [*shape[:axis], size, length, *shape[axis + 1 :]])
-            a = reduce(function, tf.unstack(a, num=length, axis=axis + 1))
-    return a
+            arrays = reduce(function, zip(*(_parts(a, axis, size, length) for a in arrays), strict=True))
+    return arrays[0]
+
+
+def _parts(a: tf.Tensor, axis: int, size: Any, length: int) -> list[tf.Tensor]:
+    """Return the first, second, .. position along an axis of each of `size` windows."""
+    shape = sizes(a)
+    a = a[(slice(None),) * axis + (slice(size * length),)]
+    a = tf.reshape(a, [*shape[:axis], size, length, *shape[axis + 1 :]])
+    return tf.unstack(a, num=length, axis=axis + 1)
 
 
 def set_numbers(sets: Sets) -> tuple[tf.Tensor, tf.Tensor]:
@@ -191,3 +209,12 @@ def set_numbers(sets: Sets) -> tuple[tf.Tensor, tf.Tensor]:
         for inner in (sets.inner_sizes, sets.key_sizes)
     )
     return queries, keys
+
+
+def among_all_keys(weights: tf.Tensor, sets: Sets) -> tf.Tensor:
+    """Return the weights (B', N', M') of each set as (B, N, M), row-major, with 0 for the keys of other sets."""
+    queries, keys = set_numbers(sets)
+    place = tf.tile(tf.reshape(tf.range(sets.keys), [1, -1, 1]), [sets.count, 1, 1])
+    place = uncut(place, sets, sets.key_sizes)[0, :, 0]
+    rows = tf.gather(uncut(weights, sets, sets.inner_sizes), place, axis=2)
+    return tf.where(tf.expand_dims(queries, 1) == keys, rows, tf.zeros_like(rows))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypedDict
 
 import keras
 import numpy as np
@@ -13,11 +14,12 @@ from nonlocal_core.errors import fail_type, fail_value
 from nonlocal_core.files.conversion import to_numpy
 from nonlocal_core.networks.block import CanonicalBlock
 from nonlocal_core.spec import NonLocalSpec
+from nonlocal_core.spec.options import SpecOptions
 from nonlocal_core.spec.parameters import initial_moments, param_shapes
 from nonlocal_tensorflow.linear import check_plain, kernel_and_bias
 from nonlocal_tensorflow.norm import BatchNorm
 
-__all__ = ["LAYERS", "LayeredBlock"]
+__all__ = ["LAYERS", "BlockOptions", "DenseOptions", "LayeredBlock", "parted"]
 
 _LINEAR = ("theta", "phi", "g", "out")
 LAYERS = (*_LINEAR, "norm")
@@ -28,6 +30,21 @@ _NORM_NAMES = {
     "norm.mean": "moving_mean",
     "norm.variance": "moving_variance",
 }
+
+
+class DenseOptions(TypedDict, total=False):
+    """Arguments of Keras' Dense that a block hands on to each of its linear layers."""
+
+    kernel_initializer: Any
+    bias_initializer: Any
+    kernel_regularizer: Any
+    bias_regularizer: Any
+    kernel_constraint: Any
+    bias_constraint: Any
+
+
+class BlockOptions(SpecOptions, DenseOptions, total=False):
+    """The options of a block."""
 
 
 class LayeredBlock(CanonicalBlock, keras.layers.Layer):
@@ -42,6 +59,8 @@ class LayeredBlock(CanonicalBlock, keras.layers.Layer):
     pairwise: keras.Layer | None = None
     data_format: str
     synchronized: bool
+    _given: partial[keras.layers.Dense]
+    """Keras' Dense with the arguments that were given for it."""
     _own_names: tuple[str, ...]
     """The canonical names of the parameters that are not those of a layer."""
 
@@ -72,8 +91,20 @@ class LayeredBlock(CanonicalBlock, keras.layers.Layer):
                 synchronized=self.synchronized,
                 **shared | {"dtype": self.variable_dtype},
             )
-        units, biased = self._widths(name)[1], self.spec.bias[name]
-        return keras.layers.Dense(units, use_bias=biased, kernel_initializer=start, **shared)
+        # One of its own for each, since Keras' repeat their values.
+        given = {
+            key: one.clone() if isinstance(one, keras.Initializer) else one for key, one in self._given.keywords.items()
+        }
+        if not any(initial_moments(f"{name}.weight", self.spec)):  # the block starts as the identity in any case
+            given = {key: one for key, one in given.items() if not key.endswith("initializer")}
+        options = {"kernel_initializer": start, **given, **shared}
+        return keras.layers.Dense(self._widths(name)[1], use_bias=self.spec.bias[name], **options)
+
+    def quantize(self, mode: str | None = None, **options: Any) -> None:
+        """Quantise the linear layers as Keras does, with its options; it does the same for a whole model."""
+        for name in _LINEAR:
+            if (layer := getattr(self, name)) is not None:
+                layer.quantize(mode, **options)
 
     def _widths(self, name: str) -> tuple[int, int]:
         """Return how many channels go into a layer and come out of it."""
@@ -151,6 +182,14 @@ class LayeredBlock(CanonicalBlock, keras.layers.Layer):
         self._assign({**self.export_params(), **kept})
         for layer in layers:
             _load_later(layer)
+
+
+def parted(options: BlockOptions) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options of the spec, and what is given for its linear layers, as objects of Keras."""
+    dense = DenseOptions.__annotations__
+    given = {name: one for name, one in options.items() if name in dense and one is not None}
+    made = {name: getattr(keras, f"{name.partition('_')[2]}s").get(one) for name, one in given.items()}
+    return {name: one for name, one in options.items() if name not in dense}, made
 
 
 def _initializer(name: str, spec: NonLocalSpec) -> keras.initializers.Initializer:

@@ -39,10 +39,10 @@ def embed(
     mask, valid = (None, None) if key_mask is None else masks_of(key_mask, sets)
     if sets.window is None or subsample_at == "projection":
         theta, *keys = cut(project(flat, layers), sets)
-        phi, g = pool(keys, sets, mask)
+        phi, g = pool(keys, sets, mask, valid)
     else:
         (theta,) = cut(project(flat, [layers.theta]), sets)
-        (pooled,) = pool(cut([flat], sets), sets, mask)
+        (pooled,) = pool(cut([flat], sets), sets, mask, valid)
         phi, g = project(pooled, [layers.phi, layers.g])
     return theta.flatten(1, -2), phi, g, valid
 
@@ -91,14 +91,14 @@ def uncut(a: Tensor, sets: Sets) -> Tensor:
     return a.permute(sets.uncut_axes).flatten(1, -2)
 
 
-def pool(arrays: Sequence[Tensor], sets: Sets, mask: Tensor | None) -> list[Tensor]:
+def pool(arrays: Sequence[Tensor], sets: Sets, mask: Tensor | None = None, valid: Tensor | None = None) -> list[Tensor]:
     """Return the largest valid value of each window of `(B', *inner, C)` as `(B', M, C)`, 0 where none is."""
     if sets.window is None:
         return [a.flatten(1, -2) for a in arrays]
     if mask is not None:
         arrays = [a.masked_fill(~mask, -torch.inf) for a in arrays]
     pooled = [_largest(a.movedim(a.dim() - 1, 1), sets.window).flatten(2).transpose(1, 2) for a in arrays]
-    return pooled if mask is None else [a.masked_fill(a == -torch.inf, 0) for a in pooled]
+    return pooled if valid is None else [a.masked_fill(~valid[..., None], 0) for a in pooled]
 
 
 def _largest(a: Tensor, window: tuple[int, ...]) -> Tensor:
@@ -113,5 +113,5 @@ def _largest(a: Tensor, window: tuple[int, ...]) -> Tensor:
 def masks_of(key_mask: Tensor, sets: Sets) -> tuple[Tensor, Tensor]:
     """Return the mask as `pool` takes it (B', *inner, 1), and which keys are valid (B', M)."""
     (mask,) = cut([key_mask.flatten(1)[..., None]], sets)
-    (shown,) = pool([mask.to(torch.float32)], sets, None)
+    (shown,) = pool([mask.to(torch.float32)], sets)
     return mask, shown[..., 0] > 0

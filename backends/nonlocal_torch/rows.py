@@ -72,9 +72,9 @@ def _embed_rows(
         flat = flat.contiguous()
     mask, valid = (None, None) if key_mask is None else masks_of(key_mask, sets)
     if subsample_at == "projection":
-        (phi,) = pool(cut(project(flat, [layers.phi]), sets), sets, mask)
+        (phi,) = pool(cut(project(flat, [layers.phi]), sets), sets, mask, valid)
     else:
-        (phi,) = project(pool(cut([flat], sets), sets, mask)[0], [layers.phi])
+        (phi,) = project(pool(cut([flat], sets), sets, mask, valid)[0], [layers.phi])
     if chosen is not None:
         flat, queries = flat[:, chosen], queries[chosen]
     pairs = (queries[:, None] == keys)[None]

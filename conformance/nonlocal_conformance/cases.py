@@ -12,7 +12,7 @@ import numpy as np
 
 from nonlocal_core import NonLocalSpec, param_shapes
 
-__all__ = ["CASES", "Case", "Data", "relu_of_product"]
+__all__ = ["CASES", "Case", "Data", "beyond_first", "relu_of_product"]
 
 Array = np.ndarray[Any, Any]
 
@@ -96,6 +96,12 @@ def relu_of_product(theta: Any, phi: Any) -> Any:
     return (abs(product) + product) / 2
 
 
+def beyond_first(theta: Any, phi: Any) -> Any:
+    """Return by how much theta_i . phi_j exceeds that of the first query of the set: the places of queries matter."""
+    product = (theta[:, :, None, None, :] @ phi[:, None, :, :, None])[..., 0, 0]
+    return product - product[:, :1, :]
+
+
 def _dtype(name: str) -> Any:
     if name == "bfloat16":
         import ml_dtypes
@@ -169,6 +175,11 @@ def _cases() -> list[Case]:
             {"pairwise": relu_of_product, "normalize": "count", "subsample": 2, "scale": 0.3},
             SPATIAL[2],
             mask="some",
+        ),
+        Case(
+            "function_of_places",
+            {"pairwise": beyond_first, "normalize": "softmax", "axes": "space", "subsample": 2},
+            SPATIAL[3],
         ),
     ]
 

@@ -9,7 +9,7 @@ from typing import Any
 from array_api_compat import array_namespace, device
 
 from nonlocal_core.arguments import check_positions
-from nonlocal_core.geometry import Sets, cut, set_numbers, uncut, windows_of
+from nonlocal_core.geometry import Sets, among_all_keys, cut, set_numbers, uncut, windows_of
 from nonlocal_core.reference.operation import aggregate, check_library, check_numpy, narrowed, weights_of, widened
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.calls import check_block, check_statistics
@@ -101,14 +101,19 @@ def attention(x: Array, params: Params, spec: NonLocalSpec, positions: Any = Non
         dtype=xp.__array_namespace_info__().default_dtypes()["integral"],
         device=device(x),
     )
-    flat, lost = (xp.reshape(a, (x.shape[0], queries, a.shape[-1])) for a in (source, lost))
-    theta = xp.take(queries_of(flat, weights, spec), chosen, axis=1)
+    lost = xp.take(xp.reshape(lost, (x.shape[0], queries, 1)), chosen, axis=1)
+    theta, form = queries_of(source, weights, spec), form_of(spec, weights)
     phi, _, valid = keys_of(source, weights, spec, sets, key_mask)
-    phi, valid = (uncut(xp, a, sets) for a in (phi, valid[..., None]))
-    query_set, key_set = set_numbers(xp, sets, device(x))
-    same = xp.take(query_set, chosen)[:, None] == key_set[None, :]
-    rows = weights_of(theta, phi, form_of(spec, weights), same[None, :, :] & valid.mT)
-    return narrowed(xp.where(xp.take(lost, chosen, axis=1), xp.full_like(rows, math.nan), rows), x)
+    if form.is_named:
+        theta = xp.take(xp.reshape(theta, (x.shape[0], queries, theta.shape[-1])), chosen, axis=1)
+        phi, valid = (uncut(xp, a, sets) for a in (phi, valid[..., None]))
+        query_set, key_set = set_numbers(xp, sets, device(x))
+        same = xp.take(query_set, chosen)[:, None] == key_set[None, :]
+        rows = weights_of(theta, phi, form, same[None, :, :] & valid.mT)
+    else:  # a function gets what it gets in `branch`: all queries and keys of a set
+        own = weights_of(cut_queries(theta, sets), phi, form, valid[:, None, :])
+        rows = xp.take(among_all_keys(xp, own, sets, device(x)), chosen, axis=1)
+    return narrowed(xp.where(lost, xp.full_like(rows, math.nan), rows), x)
 
 
 def updated_statistics(
@@ -169,16 +174,21 @@ def branch(x: Array, params: Params, spec: NonLocalSpec, key_mask: Array, method
     """Return W_z y_i + b_z for every position, (B, N, C)."""
     xp = array_namespace(x)
     sets = spec.sets(x.shape[1:-1])
-    theta = cut(xp, queries_of(x, params, spec), sets)
-    theta = xp.reshape(theta, (theta.shape[0], sets.queries, theta.shape[-1]))
+    theta = cut_queries(queries_of(x, params, spec), sets)
     phi, g, valid = keys_of(x, params, spec, sets, key_mask)
     y = aggregate(theta, phi, g, form_of(spec, params), valid, method)
     return project(uncut(xp, y, sets), params, "out")
 
 
 def queries_of(a: Array, params: Params, spec: NonLocalSpec) -> Array:
-    """Return theta (B, N, C'), or the input itself for the form without an embedding."""
+    """Return theta (B, S1..Sk, C'), or the input itself for the form without an embedding."""
     return project(a, params, "theta") if spec.has_embedding else a
+
+
+def cut_queries(theta: Array, sets: Sets) -> Array:
+    """Return theta (B, S1..Sk, C') as that of each set, (B', N', C')."""
+    theta = cut(array_namespace(theta), theta, sets)
+    return array_namespace(theta).reshape(theta, (theta.shape[0], sets.queries, theta.shape[-1]))
 
 
 def keys_of(x: Array, params: Params, spec: NonLocalSpec, sets: Sets, key_mask: Array) -> tuple[Array, Array, Array]:

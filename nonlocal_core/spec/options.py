@@ -74,20 +74,22 @@ class SpecOptions(TypedDict, total=False):
     zero_init: bool
 
 
-def check_options(owner: Callable[..., Any], options: Iterable[str]) -> None:
-    """Check that `owner`, a class or a function, takes these options: its own, and those of a spec.
+def check_options(
+    owner: Callable[..., Any], options: Iterable[str], known: Iterable[str] = SpecOptions.__annotations__
+) -> None:
+    """Check that `owner`, a class or a function, takes these options: its own, and those that are known.
 
     Raises:
         TypeError: if one is unknown.
     """
     for name in options:
-        if name in SpecOptions.__annotations__:
+        if name in known:
             continue
         called = owner.__init__ if isinstance(owner, type) else owner  # type: ignore[misc]
         parameters = inspect.signature(called).parameters.values()
         own = [one.name for one in parameters if one.kind is not one.VAR_KEYWORD]
         if name not in own:
-            near = difflib.get_close_matches(name, [*own, *SpecOptions.__annotations__], n=1)
+            near = difflib.get_close_matches(name, [*own, *known], n=1)
             hint = f"; the nearest is `{near[0]}`" if near else ""
             message = f"`{name}` must be an option of {owner.__qualname__}. Got an unknown one{hint}."
             raise TypeError(message)

@@ -10,9 +10,10 @@ import keras
 from nonlocal_core.errors import fail_type, fail_value
 from nonlocal_core.networks.insertion import CHILD, Insertion, check_flow, fail_taken, resolve_places
 from nonlocal_core.networks.recipes import Positions
-from nonlocal_core.spec.options import SpecOptions, check_options
+from nonlocal_core.spec.options import check_options
 from nonlocal_tensorflow.arrays import channels_last
 from nonlocal_tensorflow.block import NonLocalBlock
+from nonlocal_tensorflow.layers import BlockOptions
 from nonlocal_tensorflow.networks.look import layers_of
 
 __all__ = ["insert_nonlocal", "remove_nonlocal"]
@@ -29,7 +30,7 @@ def insert_nonlocal(
     *,
     method: str = "auto",
     data_format: str | None = None,
-    **options: Unpack[SpecOptions],
+    **options: Unpack[BlockOptions],
 ) -> tuple[keras.Model, list[Insertion]]:
     """Return a network with new non-local blocks in it; it computes the same until they are trained.
 
@@ -46,7 +47,8 @@ def insert_nonlocal(
             name of a layer follows the model's and a slash, as in "backbone/conv4_block6_out".
         method: as in `NonLocalBlock`.
         data_format: as in `NonLocalBlock`; None: that of the layer at the place, if it has one.
-        **options: the options of `nonlocal_core.NonLocalSpec` but `channels`, which is seen.
+        **options: those of `NonLocalBlock`, the options of `nonlocal_core.NonLocalSpec` and the arguments for its
+            layers, but `channels`, which is seen.
 
     Returns:
         The network, and what was inserted, in the order of `after`.
@@ -64,7 +66,7 @@ def insert_nonlocal(
         >>> bool(keras.ops.all(larger(x) == model(x)))
         True
     """
-    check_options(insert_nonlocal, options)
+    check_options(insert_nonlocal, options, BlockOptions.__annotations__)
     _graph(model)  # refuses other kinds before a name is looked for
     layers = {name: layer for name, layer in layers_of(model).items() if not isinstance(layer, keras.layers.InputLayer)}
     places = resolve_places(after, layers)

@@ -11,7 +11,7 @@ import torch
 
 import nonlocal_core as nlc
 from nonlocal_conformance import CASES
-from nonlocal_conformance.cases import relu_of_product
+from nonlocal_conformance.cases import beyond_first, relu_of_product
 from nonlocal_core.planning import exact_method
 from nonlocal_core.reference.exact import EXACT, EXACT_VJP
 from nonlocal_core.reference.operation import query_chunks
@@ -74,7 +74,7 @@ def keys_of_sample(x, valid, params, spec):
 
 
 def score(theta, phi, params, spec):
-    if callable(spec.pairwise):
+    if spec.pairwise is relu_of_product:
         return max((theta + 1.0) @ phi, 0.0)
     if spec.pairwise == "concatenation":
         return max(params["concat.weight"] @ np.concatenate([theta, phi]) + params.get("concat.bias", 0.0), 0.0)
@@ -96,6 +96,9 @@ def gathered(x, valid, params, spec):
     keys, y = keys_of_sample(x, valid, params, spec), np.zeros((*x.shape[:-1], spec.inner_channels))
     for query in np.ndindex(x.shape[:-1]):
         theta = x[query] if spec.pairwise == "gaussian" else project(x[query], params, "theta")
+        if spec.pairwise is beyond_first:
+            first = next(other for other in np.ndindex(x.shape[:-1]) if interacts(spec, query, other))
+            theta = theta - project(x[first], params, "theta")
         y[query] = summed(theta, [(phi, g) for phi, g, at in keys if interacts(spec, query, at)], params, spec)
     return y
 

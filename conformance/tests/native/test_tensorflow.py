@@ -348,6 +348,19 @@ def test_a_key_mask_goes_before_the_mask_of_keras():
     assert not np.allclose(block(x), block(plain))
 
 
+@pytest.mark.parametrize("place", ["projection", "input"])
+def test_a_window_whose_valid_values_are_all_infinitely_small_is_pooled_to_just_that(place):
+    block = NonLocalBlock(1, pairwise="dot_product", scale=1e-30, subsample=2, subsample_at=place)
+    block.import_params(
+        {name: np.full(a.shape, float(name[-6:] == "weight")) for name, a in block.export_params().items()}
+    )
+    x, mask = np.ones((1, 4, 1), "float32"), np.array([[True, False, True, True]])
+    x[0, 0] = -np.inf
+    expected = nlc.attention(x, block.export_params(), block.spec, [2], mask)
+    assert expected[0, 0, 0] == -np.inf
+    assert_equal(block.attention(x, [2], mask), expected)
+
+
 def test_masked_time_steps_do_not_reach_a_pooled_sequence():
     steps = random_input(2, 6, 6, dtype="float32")
     steps[:, 4:] = 0

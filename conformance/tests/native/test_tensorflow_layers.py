@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import nonlocal_core as nlc
-from nonlocal_tensorflow import NonLocalBlock, check_identity
+from nonlocal_tensorflow import NonLocalBlock, check_identity, insert_nonlocal
 
 LINEAR = ("theta", "phi", "g", "out")
 
@@ -100,14 +100,28 @@ def test_with_lora_the_matrices_of_low_rank_train_alone():
     assert moved == {"lora_kernel_a", "lora_kernel_b"}
 
 
+def each_layer(model):
+    for name in LINEAR:
+        getattr(model.layers[0], name).quantize("int8")
+
+
+def the_block(model):
+    model.layers[0].quantize("int8")
+
+
+def the_model(model):
+    model.quantize("int8")
+
+
 @gives_weights
+@pytest.mark.filterwarnings("ignore:Layer (BatchNorm|InputLayer) does not have a `quantize` method:UserWarning")
 @pytest.mark.parametrize("norm", [None, "batch"])
-def test_a_quantised_network_computes_in_eight_bits_and_says_that_it_cannot_be_exported(norm):
+@pytest.mark.parametrize("quantize", [each_layer, the_block, the_model])
+def test_a_quantised_network_computes_in_eight_bits_and_says_that_it_cannot_be_exported(quantize, norm):
     block, x = filled_block(norm=norm), random_input(2, 5, 7, 6)
     model = keras.Sequential([keras.Input((None, None, 6)), block])
     expected = model(x)
-    for name in LINEAR:
-        getattr(block, name).quantize("int8")
+    quantize(model)
     assert {getattr(block, name).kernel.dtype for name in LINEAR} == {"int8"}
     largest = np.abs(expected).max()
     assert 1e-6 * largest < np.abs(model(x) - expected).max() < 0.05 * largest
@@ -129,6 +143,102 @@ def test_a_changed_layer_is_saved_and_loaded(tmp_path, change, channels):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert_near(loaded(x), model(x))
     assert len(loaded.weights) == len(model.weights)
+
+
+GIVEN = {
+    "kernel_initializer": keras.initializers.RandomUniform(0.1, 0.2),
+    "bias_initializer": "ones",
+    "kernel_regularizer": keras.regularizers.L2(0.1),
+    "bias_regularizer": "l1",
+    "kernel_constraint": keras.constraints.MaxNorm(0.5),
+    "bias_constraint": "non_neg",
+}
+
+
+@gives_weights
+@pytest.mark.parametrize("pairwise", ["gaussian", "concatenation"])
+@pytest.mark.parametrize("channels", [6, None])
+def test_the_layers_start_and_are_held_as_the_arguments_of_dense_say(tmp_path, pairwise, channels):
+    block = NonLocalBlock(channels, pairwise=pairwise, zero_init=False, **GIVEN)
+    model, x = keras.Sequential([keras.Input((5, 6)), block]), random_input(2, 5, 6)
+    layers = [layer for name in LINEAR if (layer := getattr(block, name)) is not None]
+    assert len(layers) == {"gaussian": 2, "concatenation": 4}[pairwise]
+    assert all(0.1 <= np.min(layer.kernel) < np.max(layer.kernel) <= 0.2 for layer in layers)
+    assert len({float(layer.kernel[0, 0]) for layer in layers}) == len(layers)
+    assert all(np.all(layer.bias == 1) for layer in layers)
+    expected = sum(0.1 * np.sum(np.square(layer.kernel)) + 0.01 * layer.bias.shape[0] for layer in layers)
+    assert_near(sum(model.losses), expected)
+    model.compile(keras.optimizers.SGD(1.0), "mse")
+    model.fit(x, -x, verbose=0)
+    assert all(np.max(np.linalg.norm(layer.kernel, axis=0)) < 0.501 for layer in layers)
+    assert all(np.min(layer.bias) >= 0 for layer in layers)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert_near(loaded(x), model(x))
+    assert_near(sum(loaded.losses), sum(model.losses))
+    assert loaded.layers[0].get_config() == block.get_config()
+    assert "layers" not in block.get_config()
+
+
+def test_what_is_given_for_the_layers_goes_wherever_a_block_is_made():
+    made = [
+        NonLocalBlock.from_spec(NonLocalBlock(6, norm="batch").spec, kernel_regularizer="l2"),
+        insert_nonlocal(
+            keras.Sequential([keras.Input((5, 6)), keras.layers.Dense(6, name="first")]),
+            ["first"],
+            kernel_regularizer="l2",
+        )[0],
+    ]
+    for one in [*made, made[0].fold_norm()]:
+        assert len(one.losses) == 4
+
+
+@pytest.mark.parametrize("norm", [None, "batch", "affine"])
+def test_a_block_that_starts_as_the_identity_does_so_whatever_its_layers_start_with(norm):
+    block, x = NonLocalBlock(6, norm=norm, kernel_initializer="ones", bias_initializer="ones"), random_input(2, 5, 6)
+    np.testing.assert_array_equal(block(x), x)
+    assert np.all(block.theta.kernel == 1)
+    assert np.any(block.out.kernel) == np.any(block.out.bias) == (norm is not None)
+    plain = NonLocalBlock(6, kernel_initializer=None, bias_initializer=None)
+    assert 0 < np.std(plain.theta.kernel) < 0.05
+    with pytest.raises(TypeError, match=r"`kernel_regulariser` must be .*; the nearest is `kernel_regularizer`"):
+        NonLocalBlock(6, kernel_regulariser="l2")
+
+
+@pytest.mark.parametrize("method", ["pairwise", "sorted"])
+def test_the_concatenation_calls_the_layers_in_the_place_of_its_own(method):
+    block, x = filled_block(pairwise="concatenation", method=method, subsample=2), tf.constant(random_input(2, 5, 7, 6))
+    params = {
+        name: a if name.startswith("concat") else (1 + LINEAR.index(name.partition(".")[0])) * a
+        for name, a in block.export_params().items()
+    }
+    for factor, name in enumerate(LINEAR, start=1):
+        setattr(block, name, keras.Sequential([getattr(block, name), keras.layers.Rescaling(float(factor))]))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        z = block(x)
+    dx, _ = nlc.nonlocal_block_vjp(x.numpy().astype("float64"), params, block.spec, np.ones(x.shape))
+    assert_near(z, nlc.nonlocal_block(x.numpy().astype("float64"), params, block.spec))
+    assert_near(tape.gradient(z, x), dx, 1e-4)
+    assert_near(block.attention(x, [3, 1]), nlc.attention(x.numpy().astype("float64"), params, block.spec, [3, 1]))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("own", [True, False])
+def test_running_statistics_of_called_layers_move_by_the_momentum_of_the_norm(own, masked):
+    block, x = filled_block(norm="batch", norm_momentum=0.3), random_input(2, 5, 7, 6)
+    params, spec = block.export_params(), block.spec
+    doubled(block, "out")
+    if not own:
+        block.norm = keras.layers.BatchNormalization(momentum=0.4, epsilon=1e-5)
+        block.norm.set_weights([params[f"norm.{name}"] for name in ("weight", "bias", "mean", "variance")])
+        spec = spec.replace(norm_momentum=0.6)
+    params |= {name: 2 * params[name] for name in ("out.weight", "out.bias")}
+    mask = np.random.default_rng(2).random((2, 5, 7)) < 0.6 if masked else None
+    block(x, key_mask=mask, training=True)
+    expected = nlc.updated_statistics(x.astype("float64"), params, spec, mask)
+    assert_near(block.norm.moving_mean, expected["norm.mean"])
+    assert_near(block.norm.moving_variance, expected["norm.variance"])
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -186,6 +296,20 @@ def test_a_layer_that_scores_pairs_is_registered_trains_and_is_saved(tmp_path, c
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", custom_objects={"Positions": Positions})
     assert_near(loaded(x), model(x))
+
+
+@pytest.mark.parametrize("options", [{}, {"axes": "space", "subsample": 2}, {"group_size": 2}])
+def test_a_layer_that_scores_pairs_sees_whole_sets_in_the_attention_to_chosen_positions(options):
+    block, x = filled_block(pairwise=Positions(), normalize="softmax", **options), random_input(2, 4, 5, 3, 6)
+    mask = np.random.default_rng(2).random((2, 4, 5, 3)) < 0.6
+    block(x)
+    block.pairwise.bias.assign(np.random.default_rng(3).normal(size=block.pairwise.bias.shape))
+    params, bias = block.export_params(), block.pairwise.bias.numpy().astype("float64")
+    spec = block.spec.replace(pairwise=lambda theta, phi: theta @ phi.mT + bias)
+    for key_mask in (None, mask):
+        expected = nlc.attention(x.astype("float64"), params, spec, key_mask=key_mask)
+        assert_near(block.attention(x, key_mask=key_mask), expected)
+        assert_near(block.attention(x, [57, 0, 31], key_mask), expected[:, [57, 0, 31]])
 
 
 REPLICAS = """

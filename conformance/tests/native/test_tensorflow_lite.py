@@ -24,10 +24,9 @@ def filled(block):
     return block
 
 
-def lite(model):
-    """Return a network as TensorFlow Lite runs it."""
-    converted = tf.lite.TFLiteConverter.from_keras_model(model).convert()
-    interpreter = tf.lite.Interpreter(model_content=converted)
+def lite(converter):
+    """Return what TensorFlow Lite runs of a converter."""
+    interpreter = tf.lite.Interpreter(model_content=converter.convert())
 
     def run(*arrays):
         given = dict(zip(("x", "mask"), arrays, strict=True))
@@ -43,7 +42,10 @@ def lite(model):
     return run
 
 
-@pytest.mark.filterwarnings(r"ignore:\s*Warning. (tf.lite.Interpreter is|Please use the LiteRT):UserWarning")
+is_old = pytest.mark.filterwarnings(r"ignore:\s*Warning. (tf.lite.Interpreter is|Please use the LiteRT):UserWarning")
+
+
+@is_old
 @pytest.mark.parametrize(("shape", "options"), OPTIONS, ids=["1d", "2d", "space", "groups"])
 @pytest.mark.parametrize("pairwise", FORMS)
 def test_tensorflow_lite_runs_every_form_with_unknown_sizes(pairwise, shape, options):
@@ -51,7 +53,8 @@ def test_tensorflow_lite_runs_every_form_with_unknown_sizes(pairwise, shape, opt
     first = block.data_format == "channels_first"
     x = keras.Input((6, *sizes) if first else (*sizes, 6), name="x")
     mask = keras.Input(sizes, dtype="bool", name="mask")
-    run = lite(keras.Model([x, mask], block(x, key_mask=mask)))
+    model = keras.Model([x, mask], block(x, key_mask=mask))
+    run = lite(tf.lite.TFLiteConverter.from_keras_model(model))
     rng = np.random.default_rng(1)
     for batch, grid in [(2, shape), (3, (shape[0] + 2, *shape[1:]))]:
         array, valid = rng.normal(size=(batch, *grid, 6)).astype("float32"), rng.random((batch, *grid)) < 0.6
@@ -59,6 +62,18 @@ def test_tensorflow_lite_runs_every_form_with_unknown_sizes(pairwise, shape, opt
         expected = nlc.nonlocal_block(array.astype("float64"), block.export_params(), block.spec, valid)
         found = np.moveaxis(z, 1, -1) if first else z
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+
+
+@is_old
+@pytest.mark.parametrize("pairwise", FORMS)
+def test_tensorflow_lite_takes_a_function_with_a_masked_pooled_block(pairwise):
+    block, rng = filled(NonLocalBlock(6, pairwise=pairwise, subsample=2)), np.random.default_rng(1)
+    x, mask = rng.normal(size=(2, 7, 10, 6)).astype("float32"), rng.random((2, 7, 10)) < 0.6
+    signature = [tf.TensorSpec([None, None, None, 6], name="x"), tf.TensorSpec([None] * 3, tf.bool, name="mask")]
+    traced = tf.function(lambda x, mask: block(x, key_mask=mask), input_signature=signature)
+    run = lite(tf.lite.TFLiteConverter.from_concrete_functions([traced.get_concrete_function()]))
+    expected = nlc.nonlocal_block(x.astype("float64"), block.export_params(), block.spec, mask)
+    np.testing.assert_allclose(run(x, mask), expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
 @pytest.fixture

@@ -392,6 +392,20 @@ def test_an_input_that_is_no_tensor_is_refused(x):
         NonLocalBlock(4)(x)
 
 
+@pytest.mark.parametrize("place", ["projection", "input"])
+def test_a_window_whose_valid_values_are_all_infinitely_small_is_pooled_to_just_that(place):
+    block = NonLocalBlock(1, pairwise="dot_product", scale=1e-30, subsample=2, subsample_at=place)
+    block.import_params(
+        {name: np.full(a.shape, float(name[-6:] == "weight")) for name, a in block.export_params().items()}
+    )
+    x, mask = np.ones((1, 4, 1), "float32"), np.array([[True, False, True, True]])
+    x[0, 0] = -np.inf
+    expected = nlc.attention(x, block.export_params(), block.spec, [2], mask)
+    assert expected[0, 0, 0] == -np.inf
+    rows = block.attention(torch.from_numpy(x).mT, [2], torch.from_numpy(mask))
+    np.testing.assert_array_equal(rows.detach().numpy(), expected)
+
+
 def test_a_mask_of_another_library_is_refused():
     with pytest.raises(TypeError, match=r"`key_mask` must be a torch.Tensor. Got shape \(2, 5\) of type ndarray"):
         NonLocalBlock(4)(torch.zeros(2, 4, 5), np.ones((2, 5), bool))

@@ -1,6 +1,8 @@
 """Faults around the computation: rows of the weights, parameters, the start, compilation and errors."""
 # ruff: noqa: ARG001 - many a fault is that an argument is ignored
 
+import copy
+
 import numpy as np
 import torch
 from textbook import Textbook
@@ -47,6 +49,14 @@ def positions_are_counted_column_by_column(self, block, x, positions, key_mask):
     """The flat index of a query runs over the first axis first."""
     order = np.arange(x[0, 0].numel()).reshape(x.shape[2:]).ravel(order="F")
     return Textbook.rows(self, block, x, order[positions], key_mask)
+
+
+@fault("rows", "attention")
+def a_function_gets_the_chosen_queries_alone(self, block, x, positions, key_mask):
+    """It takes the first of them for the first of their set."""
+    apart = copy.copy(self)
+    apart.sets = lambda *given: [(np.intersect1d(queries, positions), keys) for queries, keys in self.sets(*given)]
+    return Textbook.rows(apart, block, x, positions, key_mask)
 
 
 @fault("rows", "attention")
