@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ class Check:
         run: raises AssertionError if the property does not hold.
         needs: the capabilities without which the check says nothing.
         applies: whether it runs on a case.
-        every_dtype: whether it runs in every dtype of the driver on its first cases, or in the widest alone.
+        first: of the cases with one value of this, only the first of a driver runs; None: all do.
+        every_dtype: whether it runs in every dtype of the driver on narrow cases, or in the widest alone.
         by_reference: whether it asks for no more than what the reference gives, so that the reference's own driver
             would be compared with itself.
     """
@@ -43,6 +45,7 @@ class Check:
     run: Run
     needs: frozenset[str]
     applies: Callable[[Case], bool]
+    first: Callable[[Case], Hashable] | None
     every_dtype: bool
     by_reference: bool
 
@@ -76,20 +79,18 @@ CHECKS: dict[str, Check] = {}
 _WITHOUT_METHOD = ("large", "functions", "errors")
 """The capabilities that say how the methods of a driver behave."""
 
-NARROW_CASES = ("_2d", "_pooled_input", "_masked_projection", "_training", "_space")
-"""The endings of the cases that also run in the narrower dtypes."""
-
 
 def check(
     *needs: str,
     cases: Callable[[Case], bool] = lambda _: True,
+    first: Callable[[Case], Hashable] | None = None,
     every_dtype: bool = True,
     by_reference: bool = False,
 ) -> Callable[[Run], Run]:
     """Register a function as a check; its name is the check's, its docstring says what must hold."""
 
     def register(run: Run) -> Run:
-        CHECKS[run.__name__] = Check(run.__name__, run, frozenset(needs), cases, every_dtype, by_reference)
+        CHECKS[run.__name__] = Check(run.__name__, run, frozenset(needs), cases, first, every_dtype, by_reference)
         return run
 
     return register
@@ -142,6 +143,7 @@ def _bind(driver: Driver) -> Iterator[Bound]:
     checks = [
         one for one in CHECKS.values() if one.needs <= driver.capabilities and not (one.by_reference and is_reference)
     ]
+    seen: dict[str, set[Hashable]] = defaultdict(set)
     # One case after the other: what a framework compiles for it then serves all its checks.
     for case in getattr(driver, "cases", tuple(CASES.values())):
         if callable(case.options.get("pairwise")) and "functions" not in driver.capabilities:
@@ -149,6 +151,11 @@ def _bind(driver: Driver) -> Iterator[Bound]:
         for one in checks:
             if not one.applies(case):
                 continue
+            if one.first is not None:
+                key = one.first(case)
+                if key in seen[one.name]:
+                    continue
+                seen[one.name].add(key)
             yield Bound(one, driver, case, widest)
-            if one.every_dtype and case.name.endswith(NARROW_CASES):
+            if one.every_dtype and case.narrow:
                 yield from (Bound(one, driver, case, dtype) for dtype in driver.dtypes if dtype != widest)

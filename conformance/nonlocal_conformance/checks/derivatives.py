@@ -10,7 +10,7 @@ import numpy as np
 import nonlocal_core as nlc
 from nonlocal_conformance.assertions import EPSILONS, assert_close, assert_names, eps_of, largest
 from nonlocal_conformance.cases import Array, Case, Data
-from nonlocal_conformance.checks.values import HIDDEN, is_op_case, op_arrays, with_hidden
+from nonlocal_conformance.checks.values import hidden_in, op_arrays, operation_of, with_hidden
 from nonlocal_conformance.registry import check, methods_of
 from nonlocal_core.reference.block import branch, statistics_of
 from nonlocal_core.spec.parameters import STATISTICS
@@ -77,7 +77,7 @@ def masked_gradients(driver: Any, case: Case, dtype: str) -> None:
     data, spec = case.data(dtype), case.spec
     zeros = dataclasses.replace(data, x=with_hidden(data.x, data, 0.0), dz=with_hidden(data.dz, data, 0.0))
     expected, terms = reference_gradients(case, zeros.wide())
-    for value, channels in HIDDEN:
+    for value, channels in hidden_in(case):
         x = with_hidden(data.x, data, value, channels)
         dz = zeros.dz if np.isfinite(value) else with_hidden(data.dz, data, value, channels)
         for method in methods_of(driver, spec):
@@ -85,7 +85,7 @@ def masked_gradients(driver: Any, case: Case, dtype: str) -> None:
             assert_gradients(actual, expected, dtype, terms=terms, where=f" beside masked positions of {value}")
 
 
-@check("op_vjp", cases=lambda case: is_op_case(case) and case.is_differentiable, by_reference=True)
+@check("op_vjp", cases=lambda case: case.is_differentiable, first=operation_of, by_reference=True)
 def operation_gradients(driver: Any, case: Case, dtype: str) -> None:
     """The gradients of the operation alone equal the reference's."""
     arrays, options, dy = op_arrays(case, dtype)
@@ -97,7 +97,7 @@ def operation_gradients(driver: Any, case: Case, dtype: str) -> None:
         assert_close(f"d{name}", actual[name], gradient, dtype=dtype)
 
 
-@check("op", "op_vjp", cases=lambda case: is_op_case(case) and case.mask is not None and case.is_differentiable)
+@check("op", "op_vjp", cases=lambda case: case.mask is not None and case.is_differentiable, first=operation_of)
 def masked_keys(driver: Any, case: Case, dtype: str) -> None:
     """What stands at a masked key, however large, infinite or no number, reaches neither the sums nor a gradient."""
     arrays, options, dy = op_arrays(case, dtype)

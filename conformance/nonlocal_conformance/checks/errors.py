@@ -182,10 +182,10 @@ _CALLS = {
 
 
 def _is_one(case: Case) -> bool:
-    return case.name == "embedded_gaussian_2d"
+    return case.is_plain and case.spec.pairwise == "embedded_gaussian" and case.rank == 2  # noqa: PLR2004
 
 
-@check("errors", cases=_is_one, every_dtype=False)
+@check("errors", cases=_is_one, first=_is_one, every_dtype=False)
 def errors(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - errors have no dtype
     """Wrong arguments raise the reference's TypeError or ValueError, word for word, which names the argument."""
     for group, calls in _CALLS.items():
@@ -193,7 +193,7 @@ def errors(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - error
             _assert_refused(driver, calls(case))
 
 
-@check("errors", "create", cases=_is_one, every_dtype=False)
+@check("errors", "create", cases=_is_one, first=_is_one, every_dtype=False)
 def wrong_options(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - errors have no dtype
     """Wrong and unknown options of a new block raise the reference's errors, word for word."""
     _assert_refused(driver, _options(case))

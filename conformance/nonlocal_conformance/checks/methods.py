@@ -35,12 +35,12 @@ def methods(driver: Any, case: Case, dtype: str) -> None:
         assert_output(f"z by method {method!r}", z, case, data, dtype)
 
 
-def _is_form(case: Case) -> bool:
-    """Whether a case is the one of a named form, for checks that make data of their own."""
-    return case.name.endswith("_2d") and case.is_differentiable
+def form(case: Case) -> Any:
+    """Return the form of a case, for checks that make data of their own."""
+    return case.spec.pairwise
 
 
-@check("op", "op_vjp", cases=_is_form)
+@check("op", "op_vjp", cases=lambda case: case.is_differentiable and case.narrow, first=form)
 def adversarial_data(driver: Any, case: Case, dtype: str) -> None:
     """Every method gives the reference's sums and gradients of ties, extremes, offsets and sorted keys."""
     for one in _adversaries(case.spec.pairwise):
@@ -143,7 +143,13 @@ def _terms(arrays: Arrays, options: dict[str, Any]) -> Arrays:
     return terms | {"concat_bias": da.sum()}
 
 
-@check("large", "op", cases=lambda case: _is_form(case) and case.spec.pairwise != "gaussian", every_dtype=False)
+@check(
+    "large",
+    "op",
+    cases=lambda case: case.is_differentiable and case.spec.pairwise != "gaussian",
+    first=form,
+    every_dtype=False,
+)
 def many_positions(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - it needs float32
     """By the method without the matrix, 65,536 queries and keys give the reference's rows."""
     pairwise: Any = case.spec.pairwise
@@ -161,7 +167,7 @@ def many_positions(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001
     assert_close(f"y of some rows by method {method!r}", y[:, rows], expected, dtype="float32")
 
 
-@check("peak_memory", cases=lambda case: case.name.endswith("_1d") and case.is_differentiable, every_dtype=False)
+@check("peak_memory", cases=lambda case: case.is_plain and case.rank == 1, first=form, every_dtype=False)
 def memory(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - it needs float32
     """Neither the output nor the gradients of a named form need the memory of the matrix of weights."""
     spec, positions = NonLocalSpec(**{**case.options, "channels": 16, "inner_channels": 8}), 4096

@@ -22,21 +22,25 @@ from nonlocal_core.spec.parameters import STATISTICS, check_params
 LAYERS = ("entry", "middle", "head")
 """The layers of the network. Blocks are put after the first two; the third has other channels."""
 
-_CASES = (
-    "concatenation_2d",
-    "embedded_gaussian_2d_pooled_projection",
-    "dot_product_groups",
-    "embedded_gaussian_batch_norm",
-    "some_bias",
-)
-
 
 def _is_inserted(case: Case) -> bool:
-    return case.name in _CASES
+    spec = case.spec
+    is_identity = spec.residual and spec.zero_init
+    return is_identity and case.is_differentiable and case.mask is None and not case.training and not case.ties
+
+
+def _topic(case: Case) -> str:
+    """Return what is special about a case."""
+    spec = case.spec
+    if spec.norm is not None:
+        return spec.norm
+    if not case.is_one_set:
+        return "sets"
+    return "pooling" if case.is_pooled else str(spec.pairwise)
 
 
 def _is_one(case: Case) -> bool:
-    return case.name == "embedded_gaussian_batch_norm"
+    return _is_inserted(case) and case.spec.norm == "batch"
 
 
 def _matrices(case: Case, dtype: str) -> Params:
@@ -90,7 +94,7 @@ def _assert_state(name: str, network: Network, expected: Params) -> None:
         assert_same(f"{key} {name}", state[key], array)
 
 
-@check("network", cases=_is_inserted)
+@check("network", cases=_is_inserted, first=_topic)
 def insertion(driver: Any, case: Case, dtype: str) -> None:
     """Blocks that are put into a network change nothing that it computes or holds, and are told as they are."""
     network, _, x = _network(driver, case, dtype)
@@ -119,7 +123,7 @@ def insertion(driver: Any, case: Case, dtype: str) -> None:
         assert_same("the output after the insertion", network.run(x, training=training), output)
 
 
-@check("network", cases=_is_inserted)
+@check("network", cases=_is_inserted, first=_topic)
 def inserted_blocks(driver: Any, case: Case, dtype: str) -> None:
     """What follows a block sees what it gives, which is the reference's; one more block leaves it alone."""
     network, layers, x, _ = _with_blocks(driver, case, dtype)
@@ -132,7 +136,7 @@ def inserted_blocks(driver: Any, case: Case, dtype: str) -> None:
     assert_same("the output after another insertion", network.run(x), output)
 
 
-@check("network", cases=_is_inserted)
+@check("network", cases=_is_inserted, first=_topic)
 def attention_in_a_network(driver: Any, case: Case, dtype: str) -> None:
     """The weights of a block in a network are the reference's for what enters it; the network stays as it is."""
     network, layers, x, insertions = _with_blocks(driver, case, dtype)
@@ -154,7 +158,7 @@ def attention_in_a_network(driver: Any, case: Case, dtype: str) -> None:
     _assert_state("after a look at the attention", network, state)
 
 
-@check("network", cases=_is_one, every_dtype=False)
+@check("network", cases=_is_one, first=_is_one, every_dtype=False)
 def identity_in_a_network(driver: Any, case: Case, dtype: str) -> None:
     """A block that adds something to its input, by a weight or by a bias alone, is named, and no other is."""
     network, _, x = _network(driver, case, dtype)
@@ -169,7 +173,7 @@ def identity_in_a_network(driver: Any, case: Case, dtype: str) -> None:
         require(said and found == named, f"{named} are not the identity, and the check says: {got}")
 
 
-@check("network", cases=_is_inserted)
+@check("network", cases=_is_inserted, first=_topic)
 def removal(driver: Any, case: Case, dtype: str) -> None:
     """Blocks that are taken out leave the network as it was before them, and their places free."""
     network, _, x = _network(driver, case, dtype)
@@ -231,7 +235,7 @@ def _wrong_calls(case: Case, x: Array, block: str) -> dict[str, tuple[Call, Call
     }
 
 
-@check("network", cases=_is_one, every_dtype=False)
+@check("network", cases=_is_one, first=_is_one, every_dtype=False)
 def wrong_insertions(driver: Any, case: Case, dtype: str) -> None:
     """What cannot be done raises the errors of the core, in its words, and leaves the network as it was."""
     wrong = []

@@ -14,22 +14,24 @@ import nonlocal_core as nlc
 from nonlocal_conformance.assertions import assert_same, require
 from nonlocal_conformance.bounds import UNITS, output_bound
 from nonlocal_conformance.cases import Array, Case
+from nonlocal_conformance.checks.methods import form
 from nonlocal_conformance.checks.values import assert_output
 from nonlocal_conformance.registry import check, methods_of
 from nonlocal_core import NonLocalSpec
 
 FLOAT16_MAX = 65504.0
 
-_COMPILED = (
-    "gaussian_2d",
-    "embedded_gaussian_masked_projection",
-    "embedded_gaussian_groups",
-    "training_masked",
-    "concatenation_3d_pooled_input",
-)
+
+def _graph(case: Case) -> str:
+    """Return what a graph has to hold."""
+    if case.trains_norm:
+        return "training"
+    if not case.is_one_set:
+        return "sets"
+    return str(case.spec.pairwise) if case.mask is None else "mask"
 
 
-@check("compiled", cases=lambda case: case.name in _COMPILED, every_dtype=False)
+@check("compiled", cases=lambda case: case.is_pooled and case.is_differentiable, first=_graph, every_dtype=False)
 def compiled(driver: Any, case: Case, dtype: str) -> None:
     """The compiled block gives the reference's output, by every method."""
     data = case.data(dtype)
@@ -60,7 +62,7 @@ def layouts(driver: Any, case: Case, dtype: str) -> None:
         require(kept, f"z of {name} input must have the layout of its input")
 
 
-@check("mixed", cases=lambda case: not case.training and case.is_differentiable, every_dtype=False)
+@check("mixed", cases=lambda case: case.narrow and not case.training and case.is_differentiable, every_dtype=False)
 def mixed_precision(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - it names its own dtypes
     """With half-precision operands the error stays below its first-order bound, and z keeps the dtype of x."""
     data = case.data("float32")
@@ -71,12 +73,7 @@ def mixed_precision(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG00
         assert_within(name, z, expected, bounds[compute])
 
 
-def _is_large(case: Case) -> bool:
-    """Whether a case is among those whose scores are made large."""
-    return case.name.endswith(("_space", "_default")) or case.name == "gaussian_2d"
-
-
-@check("mixed", cases=_is_large, every_dtype=False)
+@check("mixed", cases=lambda case: case.is_plain, first=form, every_dtype=False)
 def large_scores(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - it names its own dtypes
     """Scores beyond the largest float16 give finite results: they leave their product in float32."""
     data, factor = case.data("float32"), 1e-4
@@ -104,7 +101,7 @@ def large_scores(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 -
         require(worst <= allowed, f"{name} differs by {worst:.3g}, allowed are {allowed:.3g}")
 
 
-@check("mixed", cases=lambda case: case.spec.is_softmax and _is_large(case), every_dtype=False)
+@check("mixed", cases=lambda case: case.spec.is_softmax and case.is_plain, first=form, every_dtype=False)
 def score_digits(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - it names its own dtypes
     """A part that all scores of a query share, however large, changes no weight: scores keep their digits."""
     data, spec = case.data("float32"), case.spec.replace(channels=16, inner_channels=16)
@@ -119,7 +116,12 @@ def score_digits(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 -
         assert_within(name, z, expected, bound)
 
 
-@check("mixed", cases=lambda case: case.name == "dot_product_1d", every_dtype=False)
+@check(
+    "mixed",
+    cases=lambda case: case.is_plain and case.rank == 1 and case.spec.pairwise == "dot_product",
+    first=form,
+    every_dtype=False,
+)
 def long_sums(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - it names its own dtypes
     """A sum over many keys of one sign grows to its end: it is at least float32."""
     case = dataclasses.replace(case, spatial=(2048,), batch=1)
@@ -134,7 +136,8 @@ def long_sums(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - it
 
 @check(
     "mixed",
-    cases=lambda case: case.spec.residual and case.name.endswith(("_2d", "_batch_norm", "_default")),
+    cases=lambda case: case.is_differentiable and case.spec.residual and case.mask is None and not case.training,
+    first=lambda case: (form(case), case.spec.norm),
     every_dtype=False,
 )
 def mixed_identity(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - it names its own dtypes

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nonlocal_conformance.assertions import assert_names, assert_same, require
-from nonlocal_conformance.cases import CASES, Case
+from nonlocal_conformance.cases import Case
 from nonlocal_conformance.registry import check
 from nonlocal_core import NonLocalSpec, param_shapes
 from nonlocal_core.spec.parameters import initial_moments
@@ -17,7 +17,7 @@ DEVIATIONS = 6.0
 """How many standard errors an estimate may be off."""
 
 
-@check("initial", cases=lambda case: case.spec.residual)
+@check("initial", cases=lambda case: case.spec.residual and case.spec.zero_init)
 def identity_at_start(driver: Any, case: Case, dtype: str) -> None:
     """A new residual block returns its input, bit for bit, in evaluation and in training."""
     data = case.data(dtype)
@@ -27,10 +27,12 @@ def identity_at_start(driver: Any, case: Case, dtype: str) -> None:
         assert_same("z of a new block", z, data.x)
 
 
-_STARTS = ("one_position", "affine", "epsilon", "concat_bias")
+def _parameters(case: Case) -> tuple[Any, ...]:
+    """Return the names and shapes of the parameters of a case."""
+    return tuple(param_shapes(case.spec).items())
 
 
-@check("initial", cases=lambda case: case.name in _STARTS, every_dtype=False)
+@check("initial", first=lambda case: (case.spec.pairwise == "concatenation", case.spec.norm), every_dtype=False)
 def start(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - a start has its own dtype
     """New weights have mean 0 and standard deviation 0.01, each of its own; what is fixed has its value exactly."""
     for zero_init in (True, False):
@@ -65,11 +67,7 @@ def rebuilt(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - a de
     require(spec == case.spec, f"the rebuilt block must have the spec {case.spec}, and has {spec}")
 
 
-_BY_PARAMETERS = {tuple(param_shapes(case.spec).items()): case.name for case in reversed(CASES.values())}
-_DISTINCT = frozenset(_BY_PARAMETERS.values())
-
-
-@check("export", cases=lambda case: case.name in _DISTINCT or case.name not in CASES)
+@check("export", first=_parameters)
 def export(driver: Any, case: Case, dtype: str) -> None:
     """Parameters that a block takes in come out, as copies, with the same names, shapes, dtype and bits."""
     data = case.data(dtype)

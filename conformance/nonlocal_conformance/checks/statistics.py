@@ -31,7 +31,11 @@ def statistics(driver: Any, case: Case, dtype: str) -> None:
         assert_same(f"{name} after evaluation", after[name], data.params[name])
 
 
-@check(cases=lambda case: case.name.endswith("_training") and case.spec.bias["out"], by_reference=True)
+@check(
+    cases=lambda case: case.trains_norm and case.mask is None and case.spec.bias["out"],
+    first=lambda case: case.spec.pairwise,
+    by_reference=True,
+)
 def statistics_far_from_zero(driver: Any, case: Case, dtype: str) -> None:
     """A mean far larger than the deviation costs no more digits than it must: the variance is no difference."""
     data = case.data(dtype)

@@ -11,14 +11,13 @@ from nonlocal_conformance.cases import Case
 from nonlocal_conformance.drivers.numpy import NumpyDriver
 from nonlocal_conformance.registry import check
 
-STEPS, RATE = 20, 0.01
-
-_TRAINED = ("_masked_projection", "_training", "_groups")
+STEPS, RATE = 20, 0.002
 
 
 @check(
     "train",
-    cases=lambda case: case.name.endswith(_TRAINED) and case.is_differentiable,
+    cases=lambda case: case.is_differentiable and case.mask != "all",
+    first=lambda case: (case.spec.pairwise, case.mask, case.spec.norm == "batch"),
     every_dtype=False,
     by_reference=True,
 )

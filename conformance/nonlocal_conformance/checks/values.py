@@ -40,7 +40,10 @@ def forward(driver: Any, case: Case, dtype: str) -> None:
     assert_output("z", z, case, data, dtype)
 
 
-@check(cases=lambda case: case.spec.is_softmax and case.name.endswith(("_2d", "_scaled", "_default")))
+@check(
+    cases=lambda case: case.is_plain and case.spec.is_softmax and abs(case.spec.scale_factor) > 1 / 4,
+    first=lambda case: (case.spec.pairwise, case.rank),
+)
 def saturated_softmax(driver: Any, case: Case, dtype: str) -> None:
     """A softmax of scores in the thousands, whose exponentials no dtype holds, takes the key with the largest."""
     data, spec = case.data(dtype), case.spec
@@ -86,13 +89,14 @@ def op_arrays(case: Case, dtype: str) -> tuple[dict[str, Array], dict[str, Any],
     return arrays, options, np.asarray(rng.normal(size=(2, 11, 3)), dtype)
 
 
-def is_op_case(case: Case) -> bool:
-    """Whether a case differs from others in the operation alone."""
-    endings = ("_2d", "_masked", "_scaled", "concat_bias", "function_softmax", "function_count")
-    return case.name.endswith(endings) and case.spec.axes == "all" and case.spec.norm is None
+def operation_of(case: Case) -> tuple[Any, ...]:
+    """Return what of a case concerns the operation alone."""
+    spec = case.spec
+    scale = spec.scale if isinstance(spec.scale, float) else None
+    return spec.pairwise, spec.normalize, scale, spec.bias.get("concat"), case.mask is not None
 
 
-@check("op", cases=is_op_case, by_reference=True)
+@check("op", first=operation_of, by_reference=True)
 def operation(driver: Any, case: Case, dtype: str) -> None:
     """The operation alone, with M other than N and values of another width, equals the reference's."""
     arrays, options, _ = op_arrays(case, dtype)
@@ -111,6 +115,11 @@ HIDDEN = (
 """What the checks put at masked positions, and in which channels."""
 
 
+def hidden_in(case: Case) -> tuple[tuple[float, slice], ...]:
+    """Return what a check puts at the masked positions of a case: the last alone, where there are no others."""
+    return HIDDEN[-1:] if case.mask == "all" else HIDDEN
+
+
 def with_hidden(a: Array, data: Data, value: float, channels: slice = slice(None)) -> Array:
     """Return an array like x with `value` at the masked positions."""
     a = a.copy()
@@ -124,7 +133,7 @@ def masked_positions(driver: Any, case: Case, dtype: str) -> None:
     data, spec = case.data(dtype), case.spec
     plain, before = driver.block(spec, data.params, data.x, data.key_mask, training=case.training)
     kept = np.asarray(data.key_mask)
-    for value, channels in HIDDEN:
+    for value, channels in hidden_in(case):
         x = with_hidden(data.x, data, value, channels)
         z, after = driver.block(spec, data.params, x, data.key_mask, training=case.training)
         name = f"beside masked positions of {value}"
@@ -145,7 +154,7 @@ def masked_attention(driver: Any, case: Case, dtype: str) -> None:
     data, spec = case.data(dtype), case.spec
     plain = driver.attention(spec, data.params, data.x, key_mask=data.key_mask)
     kept = np.asarray(data.key_mask).reshape(plain.shape[:2])
-    for value, channels in HIDDEN:
+    for value, channels in hidden_in(case):
         x = with_hidden(data.x, data, value, channels)
         rows = driver.attention(spec, data.params, x, key_mask=data.key_mask)
         name = f"the rows beside masked positions of {value}"
@@ -189,7 +198,7 @@ def permutation_in_windows(driver: Any, case: Case, dtype: str) -> None:
     assert_close("z of positions reversed in their windows", z, expected, dtype=dtype)
 
 
-@check(cases=lambda case: case.name.endswith(("_2d", "_training", "_masked_projection")), every_dtype=False)
+@check(first=lambda case: (case.spec.pairwise, case.training, case.mask is not None), every_dtype=False)
 def determinism(driver: Any, case: Case, dtype: str) -> None:
     """The same call gives the same bits twice."""
     data = case.data(dtype)

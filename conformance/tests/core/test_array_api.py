@@ -69,7 +69,7 @@ def test_torch_differentiates_the_reference_as_the_gradients_say():
 
 
 @pytest.mark.parametrize(
-    "name", ["gaussian_3d_pooled_input", "concatenation_masked_projection", "dot_product_training", "time_masked"]
+    "name", ["gaussian_ties", "concatenation_masked_projection", "dot_product_training", "concatenation_groups"]
 )
 def test_the_block_and_its_weights_are_the_same_on_jax_arrays_in_float64(name):
     with jax.enable_x64(True):  # noqa: FBT003 - its only argument

@@ -20,14 +20,14 @@ class Fault:
         step: the one method of the textbook that is replaced.
         replacement: what replaces it.
         checks: the names of the checks each of which must reject it.
-        raises: how they reject it: by an assertion, or by the error that it runs into.
+        raises: how they reject it: by an assertion, or by an error that it runs into.
     """
 
     name: str
     step: str
     replacement: Callable
     checks: tuple[str, ...]
-    raises: type[Exception] = AssertionError
+    raises: type[Exception] | tuple[type[Exception], ...] = AssertionError
 
     @property
     def description(self):

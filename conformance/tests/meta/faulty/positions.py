@@ -124,7 +124,7 @@ def axes_that_act_as_batch_are_pooled_too(self, spec, spatial):
     return found
 
 
-@fault("window", "forward")
+@fault("window", "forward", raises=(AssertionError, ValueError))
 def the_window_is_given_in_reverse(self, spec, rank):
     """The entries of a tuple `subsample` are read from the last axis to the first."""
     return Textbook.window(self, spec, rank)[::-1]

@@ -1,0 +1,57 @@
+"""How far rounding alone moves what a case compares: a right implementation may be as far off."""
+
+import dataclasses
+
+import numpy as np
+from textbook import Textbook
+
+from nonlocal_conformance.assertions import largest
+from nonlocal_conformance.checks.derivatives import reference_gradients
+from nonlocal_conformance.checks.training import trajectory
+from nonlocal_conformance.checks.values import with_hidden
+from nonlocal_conformance.drivers.torch import TorchDriver
+from nonlocal_conformance.registry import methods_of
+
+LARGEST = 32
+"""The condition of a case: half of the 64 epsilons that are allowed, so that other kernels than these pass too."""
+
+
+def condition(case):
+    """Return the largest error of two right implementations in float32, in epsilons of what it is relative to."""
+    data, found = case.data("float32"), []
+    hidden = (
+        data
+        if case.mask is None
+        else dataclasses.replace(data, x=with_hidden(data.x, data, 0.0), dz=with_hidden(data.dz, data, 0.0))
+    )
+    torch, training = TorchDriver(), case.training
+    for given in (data, hidden):
+        expected, terms = reference_gradients(case, given.wide())
+        arguments = (case.spec, given.params, given.x, given.dz, given.key_mask)
+        results = [torch.vjp(*arguments, training=training, method=method) for method in methods_of(torch, case.spec)]
+        results.append(Textbook().vjp(*arguments, training=training))
+        found += [_condition(actual, expected, terms) for actual in results]
+    return max(found)
+
+
+def is_stable(case):
+    """Return whether training in float32 stays beside that in float64."""
+    try:
+        trajectory(TorchDriver(), case, "float32")
+    except AssertionError:
+        return False
+    return True
+
+
+def _condition(actual, expected, terms):
+    found = [_error(actual[0], expected[0], terms[0])]
+    for name, gradient in expected[1].items():
+        layer = [part for part in expected[1] if part.partition(".")[0] == name.partition(".")[0]]
+        scales = (given[1][part] for given in (expected, terms) for part in layer)
+        found.append(_error(actual[1][name], gradient, *scales))
+    return max(found)
+
+
+def _error(actual, expected, *scales):
+    error, scale = largest(actual - expected), largest(expected, *scales)
+    return float(error / scale / np.finfo(np.float32).eps if scale else error)
