@@ -16,6 +16,7 @@ CAPABILITIES = {
     "initial": "the parameters of a new block",
     "train": "plain SGD in the framework's own way",
     "steps": "one block called several times, on several sizes",
+    "session": "one live block, called, loaded, copied and frozen in any order",
     "compiled": "compilation by the framework",
     "mixed": "mixed precision: bfloat16 and float16 operands, float32 parameters",
     "layouts": "memory layouts of the input",

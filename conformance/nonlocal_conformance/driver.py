@@ -7,7 +7,7 @@ method. It raises `nonlocal_conformance.registry.Unsupported` for a spec that it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Protocol, TypeVar
 
@@ -37,9 +37,12 @@ __all__ = [
     "Rebuilt",
     "Replaced",
     "SecondDerivatives",
+    "Session",
+    "Sessions",
     "Spec",
     "Steps",
     "Training",
+    "dtype_of",
 ]
 
 Array = np.ndarray[Any, Any]
@@ -47,6 +50,11 @@ Mask = Array | None
 Params = dict[str, Array]
 Spec = NonLocalSpec
 T = TypeVar("T")
+
+
+def dtype_of(params: Params) -> str:
+    """Return the name of the dtype of parameters, float32 where NumPy has none such as theirs."""
+    return next((a.dtype.name for a in params.values() if np.issubdtype(a.dtype, np.floating)), "float32")
 
 
 class Driver(Protocol):
@@ -185,6 +193,35 @@ class Steps(Protocol):
         self, spec: Spec, params: Params, inputs: Sequence[Array], *, training: bool = False
     ) -> list[tuple[Array, Params]]:
         """Return what `block` returns for each input in turn, from one block."""
+
+
+class Session(Protocol):
+    """One live block of the driver's framework, in the dtype of its parameters."""
+
+    def call(self, x: Array, key_mask: Mask = None, *, training: bool = False) -> tuple[Array, Params]:
+        """Return what `block` returns, without gradients."""
+
+    def gradients(self, x: Array, dz: Array, key_mask: Mask = None, *, training: bool = False) -> tuple[Array, Params]:
+        """Return what `vjp` returns, less the frozen parameters; in training the running statistics move too."""
+
+    def load(self, params: Params) -> None:
+        """Take parameters in, or raise an error if they do not fit."""
+
+    def params(self) -> Params:
+        """Return the parameters and statistics, as the framework gives them out."""
+
+    def freeze(self, names: Collection[str]) -> None:
+        """Ask for no gradient of these parameters from now on."""
+
+    def copies(self) -> dict[str, Session]:
+        """Return a copy by each way that the framework has, under its name."""
+
+
+class Sessions(Protocol):
+    """The capability "session"."""
+
+    def session(self, spec: Spec, params: Params, *, method: str = "auto") -> Session:
+        """Return a new block that has taken the parameters in."""
 
 
 class Compiled(Protocol):

@@ -8,27 +8,22 @@ from typing import Any
 
 import nonlocal_core as nlc
 from nonlocal_conformance.assertions import assert_close, assert_names, require
-from nonlocal_conformance.cases import CASES, Case
+from nonlocal_conformance.cases import Case
 from nonlocal_conformance.checks.derivatives import assert_gradients
 from nonlocal_conformance.checks.values import assert_output
 from nonlocal_conformance.registry import check
+from nonlocal_conformance.selection import first_of_each
 
 
 def _has_gradients_in_evaluation(case: Case) -> bool:
     return case.is_differentiable and not case.training
 
 
-_CHOSEN = {
-    (case.spec.pairwise, case.is_pooled and case.spec.subsample_at): case.name
-    for case in reversed(CASES.values())
-    if case.spec.norm is not None and _has_gradients_in_evaluation(case)
-}
-"""The first case with a norm for each form and each place of the pooling: what an adapter fuses differs among them."""
-
-
-def _is_chosen(case: Case) -> bool:
-    """Whether a case is chosen, or a driver's own."""
-    return _has_gradients_in_evaluation(case) and (case.name in _CHOSEN.values() or case.name not in CASES)
+_is_chosen = first_of_each(
+    lambda case: _has_gradients_in_evaluation(case) and case.spec.norm is not None,
+    lambda case: (case.spec.pairwise, case.is_pooled and case.spec.subsample_at),
+)
+"""One with a norm for each form and each place of the pooling: what an adapter fuses differs among them."""
 
 
 @check("replaced", cases=_is_chosen, every_dtype=False)

@@ -71,6 +71,47 @@ class Recomputed(torch.autograd.Function):
         return None, *(next(found) if a.requires_grad else None for a in given)
 
 
+class Session:
+    """A live block: the textbook's steps on one and the same block."""
+
+    def __init__(self, driver, block):
+        self.driver, self.block, self.frozen = driver, block, frozenset()
+
+    def call(self, x, key_mask=None, *, training=False):
+        """Return z and the running statistics."""
+        z = self.driver.call(self.block, self.driver.input(x), key_mask, training)
+        return self.driver.output(z), self.driver.statistics(self.block)
+
+    def gradients(self, x, dz, key_mask=None, *, training=False):
+        """Return the gradients of the input and of the parameters that are not frozen."""
+        driver, given = self.driver, self.driver.input(x).requires_grad_()
+        leaves = driver.leaves(self.block, self.frozen)
+        driver.call(self.block, given, key_mask, training).backward(driver.input(dz))
+        return driver.output(given.grad), {name: driver.gradient(leaf) for name, leaf in leaves.items()}
+
+    def load(self, params):
+        """Take parameters in."""
+        check_params(params, self.block.spec)
+        self.block.params = self.driver.build(self.block.spec, params).params
+
+    def params(self):
+        """Return copies of the parameters."""
+        return {name: a.detach().numpy().copy() for name, a in self.block.params.items()}
+
+    def freeze(self, names):
+        """Ask for no gradient of these parameters."""
+        self.frozen = frozenset(names)
+
+    def copies(self):
+        """Return a copy."""
+        block = self.block
+        return {
+            "build": Session(
+                self.driver, Block(block.spec, self.driver.build(block.spec, self.params()).params, block.compute)
+            )
+        }
+
+
 class Textbook(Networks):
     """The driver, and the steps that it is made of."""
 
@@ -387,11 +428,11 @@ class Textbook(Networks):
         tensors = {name: self.tensor(a).clone() for name, a in params.items()}
         return Block(spec, tensors, dtype or next(iter(tensors.values())).dtype)
 
-    def leaves(self, block):
-        """Return the parameters that have gradients, by name."""
-        names = [name for name in block.params if name not in STATISTICS]
-        block.params.update({name: block.params[name].detach().requires_grad_() for name in names})
-        return {name: block.params[name] for name in names}
+    def leaves(self, block, frozen=()):
+        """Return the parameters that have gradients, by name; those that are frozen are constants."""
+        block.params.update({name: a.detach() for name, a in block.params.items()})
+        names = [name for name in block.params if name not in STATISTICS and name not in frozen]
+        return {name: block.params[name].requires_grad_() for name in names}
 
     def gradient(self, leaf):
         """Return the gradient of a parameter as an array; what nothing depends on has the gradient 0."""
@@ -404,8 +445,7 @@ class Textbook(Networks):
     def block(self, spec, params, x, key_mask=None, *, training=False, method="auto"):
         """Return z and the running statistics."""
         self.check(spec, params, x, key_mask, training, method)
-        block = self.build(spec, params)
-        return self.output(self.call(block, self.input(x), key_mask, training)), self.statistics(block)
+        return self.session(spec, params, method=method).call(x, key_mask, training=training)
 
     def steps(self, spec, params, inputs, *, training=False):
         """Call one block on each input in turn."""
@@ -415,10 +455,11 @@ class Textbook(Networks):
     def vjp(self, spec, params, x, dz, key_mask=None, *, training=False, method="auto"):
         """Return the gradients of the input and of the parameters."""
         self.check(spec, params, x, key_mask, training, method)
-        block = self.build(spec, params)
-        leaves, given = self.leaves(block), self.input(x).requires_grad_()
-        self.call(block, given, key_mask, training).backward(self.input(dz))
-        return self.output(given.grad), {name: self.gradient(leaf) for name, leaf in leaves.items()}
+        return self.session(spec, params, method=method).gradients(x, dz, key_mask, training=training)
+
+    def session(self, spec, params, *, method="auto"):  # noqa: ARG002 - it has one
+        """Return a live block."""
+        return Session(self, self.build(spec, params))
 
     def hvp(self, spec, params, x, dz, vx, vparams, key_mask=None, *, training=False, method="auto"):
         """Return the gradients of <gradients, v>."""
