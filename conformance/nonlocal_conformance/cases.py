@@ -12,7 +12,7 @@ import numpy as np
 
 from nonlocal_core import NonLocalSpec, param_shapes
 
-__all__ = ["CASES", "Case", "Data", "beyond_first", "relu_of_product"]
+__all__ = ["CASES", "Case", "Data", "beyond_first", "dtype_named", "relu_of_product"]
 
 Array = np.ndarray[Any, Any]
 
@@ -86,7 +86,7 @@ class Case:
         if self.mask is not None:
             mask = rng.random(shape[:-1]) < 0.6  # noqa: PLR2004 - some, not most
             mask[-1 if self.mask == "some" else slice(None)] = False
-        kind = _dtype(dtype)
+        kind = dtype_named(dtype)
         return Data(x.astype(kind), {name: a.astype(kind) for name, a in params.items()}, dz.astype(kind), mask)
 
 
@@ -102,7 +102,8 @@ def beyond_first(theta: Any, phi: Any) -> Any:
     return product - product[:, :1, :]
 
 
-def _dtype(name: str) -> Any:
+def dtype_named(name: str) -> Any:
+    """Return a dtype by its name, bfloat16 too."""
     if name == "bfloat16":
         import ml_dtypes
 

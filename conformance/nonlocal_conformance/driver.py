@@ -20,8 +20,10 @@ __all__ = [
     "Array",
     "Attention",
     "Compiled",
+    "CompiledGradients",
     "Create",
     "Driver",
+    "Everything",
     "Export",
     "Gradients",
     "Initial",
@@ -29,6 +31,8 @@ __all__ = [
     "Mask",
     "Memory",
     "Mixed",
+    "MixedAttention",
+    "MixedGradients",
     "Network",
     "Networks",
     "Operation",
@@ -49,6 +53,8 @@ Array = np.ndarray[Any, Any]
 Mask = Array | None
 Params = dict[str, Array]
 Spec = NonLocalSpec
+Everything = tuple[Array, Params, Array, Params]
+"""z, the running statistics after the call, and the gradients of the input and of the parameters."""
 T = TypeVar("T")
 
 
@@ -201,8 +207,8 @@ class Session(Protocol):
     def call(self, x: Array, key_mask: Mask = None, *, training: bool = False) -> tuple[Array, Params]:
         """Return what `block` returns, without gradients."""
 
-    def gradients(self, x: Array, dz: Array, key_mask: Mask = None, *, training: bool = False) -> tuple[Array, Params]:
-        """Return what `vjp` returns, less the frozen parameters; in training the running statistics move too."""
+    def gradients(self, x: Array, dz: Array, key_mask: Mask = None, *, training: bool = False) -> Everything:
+        """Return what `call` and `vjp` return, from one call and less the frozen parameters."""
 
     def load(self, params: Params) -> None:
         """Take parameters in, or raise an error if they do not fit."""
@@ -240,6 +246,48 @@ class Compiled(Protocol):
         """Return z of the block as its framework compiles it."""
 
 
+class CompiledGradients(Protocol):
+    """The capability "compiled_vjp"."""
+
+    def compiled_vjp(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        key_mask: Mask = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> Everything:
+        """Return what `block` and `vjp` return, of a block as its framework compiles it for training."""
+
+
+class MixedGradients(Protocol):
+    """The capability "mixed_vjp"; `mixed_dtypes` are as of "mixed"."""
+
+    def mixed_vjp(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        dtype: str,
+        key_mask: Mask = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> Everything:
+        """Return what `block` and `vjp` return, with float32 parameters and operands in `dtype`."""
+
+
+class MixedAttention(Protocol):
+    """The capability "mixed_attention"; `mixed_dtypes` are as of "mixed"."""
+
+    def mixed_attention(self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None) -> Array:
+        """Return all rows of the weights, with float32 parameters and operands in `dtype`."""
+
+
 class Mixed(Protocol):
     """The capability "mixed"."""
 
@@ -255,8 +303,10 @@ class Mixed(Protocol):
 class Layouts(Protocol):
     """The capability "layouts"."""
 
-    def layouts(self, spec: Spec, params: Params, x: Array, key_mask: Mask = None) -> dict[str, tuple[Array, bool]]:
-        """Return z for each memory layout of the input, by its name, and whether it has the same layout."""
+    def layouts(
+        self, spec: Spec, params: Params, x: Array, dz: Array, key_mask: Mask = None
+    ) -> dict[str, tuple[Array, Array, bool]]:
+        """Return z and dx for each memory layout of the input or the mask, by its name, and whether z has that of x."""
 
 
 class Network(Protocol):

@@ -73,7 +73,7 @@ class Bound:
 
 CHECKS: dict[str, Check] = {}
 
-_WITHOUT_METHOD = ("large", "functions", "errors")
+_WITHOUT_METHOD = ("large", "functions", "errors", "casts")
 """The capabilities that say how the methods of a driver behave."""
 
 NARROW_CASES = ("_2d", "_pooled_input", "_masked_projection", "_training", "_space")

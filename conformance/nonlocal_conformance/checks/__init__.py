@@ -1,7 +1,9 @@
 """The checks, by topic; importing this package fills the registry."""
 
 from nonlocal_conformance.checks import (
+    compiled,
     derivatives,
+    dtypes,
     errors,
     layers,
     methods,
@@ -15,7 +17,9 @@ from nonlocal_conformance.checks import (
 )
 
 __all__ = [
+    "compiled",
     "derivatives",
+    "dtypes",
     "errors",
     "layers",
     "methods",

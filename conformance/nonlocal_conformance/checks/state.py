@@ -57,9 +57,10 @@ class _Known:
         """Differentiate the block, and compare the gradients and the statistics with the reference's."""
         case, data = self._at(x, key_mask, training)
         expected, terms = reference_gradients(case, dataclasses.replace(data, dz=dz).wide())
-        actual = self.session.gradients(x, dz, key_mask, training=training)
-        assert_gradients(actual, expected, self.dtype, terms=terms, where=f" {what}")
-        self.compare_statistics(what, self.session.params(), data, training=training)
+        z, statistics, *actual = self.session.gradients(x, dz, key_mask, training=training)
+        assert_output(f"z with gradients {what}", z, case, data, self.dtype)
+        assert_gradients((actual[0], actual[1]), expected, self.dtype, terms=terms, where=f" {what}")
+        self.compare_statistics(what, statistics, data, training=training)
 
     def compare_statistics(self, what: str, actual: Params, data: Data, *, training: bool) -> None:
         """Compare the running statistics after a call, and take them over."""
@@ -190,7 +191,7 @@ def arrays_of_the_caller(driver: Any, case: Case, dtype: str) -> None:
     known.compare_params("after the arrays that it gave out were changed")
     x, dz, mask = data.x.copy(), data.dz.copy(), np.array(data.key_mask)
     z, statistics = known.session.call(x, mask)
-    dx, dparams = known.session.gradients(x, dz, mask)
+    _, _, dx, dparams = known.session.gradients(x, dz, mask)
     results = {"z": z, "dx": dx} | {f"d{name}": d for name, d in dparams.items()}
     kept = {name: np.array(a) for name, a in results.items()}
     _overwrite(*statistics.values())
@@ -235,6 +236,8 @@ def frozen_parameters(driver: Any, case: Case, dtype: str) -> None:
         for what, frozen in (("every second one", names[::2]), ("all of them", names)):
             session = driver.session(case.spec, data.params, method=method)
             session.freeze(frozen)
-            actual = session.gradients(data.x, data.dz, data.key_mask)
+            _, _, *actual = session.gradients(data.x, data.dz, data.key_mask)
             left = expected[0], {name: d for name, d in expected[1].items() if name not in frozen}
-            assert_gradients(actual, left, dtype, terms=terms, where=f" with {what} frozen, by method {method!r}")
+            assert_gradients(
+                (actual[0], actual[1]), left, dtype, terms=terms, where=f" with {what} frozen, by method {method!r}"
+            )

@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 
 from nonlocal_conformance.capabilities import BACKENDS
-from nonlocal_conformance.driver import Array, Mask, Network, Params, Session, Spec, dtype_of
+from nonlocal_conformance.driver import Array, Everything, Mask, Network, Params, Session, Spec, dtype_of
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_conformance.networks.jax import JaxNetwork
 from nonlocal_core.planning import METHODS
@@ -92,7 +92,7 @@ class JaxDriver:
         method: str = "auto",
     ) -> tuple[Array, Params]:
         """Return the gradients of the input and of the parameters."""
-        with self._scope(x, key_mask):
+        with self._scope(x, key_mask, *params.values()):
             return _gradients(self._vjp(x, params, dz, key_mask, spec=spec, training=training, method=method))
 
     def session(self, spec: Spec, params: Params, *, method: str = "auto") -> Session:
@@ -144,8 +144,15 @@ class JaxDriver:
 
     def attention(self, spec: Spec, params: Params, x: Array, positions: Any = None, key_mask: Mask = None) -> Array:
         """Return rows of the weights."""
-        with self._scope(x, key_mask):
-            graph, state = nnx.split(_block(spec, params))
+        return self._rows(spec, params, x, positions, key_mask)
+
+    def mixed_attention(self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None) -> Array:
+        """Return rows of the weights of a block with another compute dtype."""
+        return self._rows(spec, params, x, None, key_mask, dtype=jnp.dtype(dtype))
+
+    def _rows(self, spec: Spec, params: Params, x: Array, positions: Any, key_mask: Mask, **options: Any) -> Array:
+        with self._scope(x, key_mask, *params.values()):
+            graph, state = nnx.split(_block(spec, params, **options))
             rows = self._jit(lambda state, *args: nnx.merge(graph, state).attention(args[0], positions, args[1]))
             return np.array(rows(state, x, key_mask))
 
@@ -182,6 +189,42 @@ class JaxDriver:
         with self._scope(x, key_mask):
             call = jax.jit(nonlocal_block, static_argnames=("spec", "training", "method"))
             return np.array(call(x, params, spec, key_mask, training, method=method))
+
+    def compiled_vjp(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        key_mask: Mask = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> Everything:
+        """Return the output and the gradients of a block, compiled together as JAX does by default."""
+        with self._scope(*params.values()):
+            block = _block(spec, params, method=method)
+        compiled = jax.jit(_session_vjp, static_argnames="graph")
+        session = _Session(block, self._scope, self._run, compiled)
+        return session.gradients(x, dz, key_mask, training=training)
+
+    def mixed_vjp(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        dtype: str,
+        key_mask: Mask = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> Everything:
+        """Return the output and the gradients of a block with another compute dtype."""
+        with self._scope(*params.values()):
+            block = _block(spec, params, method=method, dtype=jnp.dtype(dtype))
+        session = _Session(block, self._scope, self._run, self._session_vjp)
+        return session.gradients(x, dz, key_mask, training=training)
 
     def mixed(
         self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None, *, method: str = "auto"
@@ -248,14 +291,14 @@ class _Session:
             self._block.set_attributes(use_running_average=not training)
             return self._run(self._block, x, key_mask), _statistics(self._block)
 
-    def gradients(self, x: Array, dz: Array, key_mask: Mask = None, *, training: bool = False) -> tuple[Array, Params]:
+    def gradients(self, x: Array, dz: Array, key_mask: Mask = None, *, training: bool = False) -> Everything:
         """Return the gradients of the input and of the parameters that are not frozen."""
         with self._scope(x):
             self._block.set_attributes(use_running_average=not training)
             graph, *states = nnx.split(self._block, self._is_wanted, ...)
-            (dwanted, dx), state = self._differentiate(*states, x, dz, key_mask, graph=graph)
+            z, (dwanted, dx), state = self._differentiate(*states, x, dz, key_mask, graph=graph)
             nnx.update(self._block, state)
-            return _gradients((dx, _named(dwanted)))
+            return np.array(z), _statistics(self._block), *_gradients((dx, _named(dwanted)))
 
     def load(self, params: Params) -> None:
         """Take parameters in."""
@@ -318,8 +361,8 @@ def _session_vjp(wanted: Any, rest: Any, x: Any, dz: Any, key_mask: Any, *, grap
         block = nnx.merge(graph, wanted, jax.tree.map(lambda a: a, rest))  # its own variables, which it may move
         return block(x, key_mask), nnx.state(block)
 
-    _, back, state = jax.vjp(function, wanted, x, has_aux=True)
-    return back(dz), state
+    z, back, state = jax.vjp(function, wanted, x, has_aux=True)
+    return z, back(dz), state
 
 
 def _vjp(x: Any, params: Any, dz: Any, key_mask: Any, *, spec: Spec, training: bool, method: str) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 
 import nonlocal_core as nlc
 from nonlocal_conformance.capabilities import BACKENDS
-from nonlocal_conformance.driver import Array, Mask, Params, Session, Spec
+from nonlocal_conformance.driver import Array, Everything, Mask, Params, Session, Spec
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_core import NonLocalSpec
 from nonlocal_core.planning import METHODS
@@ -148,12 +148,15 @@ class _Session:
         self._params |= {name: a.copy() for name, a in statistics.items()}
         return z, statistics
 
-    def gradients(self, x: Array, dz: Array, key_mask: Mask = None, *, training: bool = False) -> tuple[Array, Params]:
+    def gradients(self, x: Array, dz: Array, key_mask: Mask = None, *, training: bool = False) -> Everything:
         """Return the gradients of what is not frozen."""
         arguments = (self._spec, self._params, x, dz, key_mask)
         dx, dparams = self._driver.vjp(*arguments, training=training, method=self._method)
-        self.call(x, key_mask, training=training)
-        return dx, {name: d for name, d in dparams.items() if name not in self._frozen}
+        return (
+            *self.call(x, key_mask, training=training),
+            dx,
+            {name: d for name, d in dparams.items() if name not in self._frozen},
+        )
 
     def load(self, params: Params) -> None:
         """Take parameters in."""

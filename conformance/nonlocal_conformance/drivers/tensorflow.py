@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from nonlocal_conformance.capabilities import BACKENDS
-from nonlocal_conformance.driver import Array, Mask, Network, Params, Session, Spec, dtype_of
+from nonlocal_conformance.driver import Array, Everything, Mask, Network, Params, Session, Spec, dtype_of
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_conformance.networks.tensorflow import TensorflowNetwork
 from nonlocal_core.planning import METHODS
@@ -81,7 +81,7 @@ class TensorflowDriver:
         method: str = "auto",
     ) -> tuple[Array, Params]:
         """Return the gradients of the input and of the parameters."""
-        return self.session(spec, params, method=method).gradients(x, dz, key_mask, training=training)
+        return self.session(spec, params, method=method).gradients(x, dz, key_mask, training=training)[2:]
 
     def session(self, spec: Spec, params: Params, *, method: str = "auto") -> Session:
         """Return a layer."""
@@ -200,6 +200,52 @@ class TensorflowDriver:
             block = _block(spec, params, f"mixed_{dtype}", method=method)
             return block(tf.constant(x), key_mask=_mask(key_mask)).numpy()
 
+    def compiled_vjp(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        key_mask: Mask = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> Everything:
+        """Return the output and the gradients of a block, which XLA compiles together."""
+        with self._scope():
+            block = _block(spec, params, method=method)
+
+            def call(x: tf.Tensor, dz: tf.Tensor, mask: tf.Tensor | None) -> Any:
+                with tf.GradientTape() as tape:
+                    tape.watch(x)
+                    z = block(x, key_mask=mask, training=training)
+                return z, *tape.gradient(z, (x, _trainable(block)), dz)
+
+            z, dx, dparams = tf.function(call, jit_compile=True)(tf.constant(x), tf.constant(dz), _mask(key_mask))
+            return z.numpy(), _statistics(block), dx.numpy(), {name: d.numpy().T for name, d in dparams.items()}
+
+    def mixed_vjp(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        dtype: str,
+        key_mask: Mask = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> Everything:
+        """Return the output and the gradients under a policy of mixed precision."""
+        with self._scope():
+            session = _Session(_block(spec, params, f"mixed_{dtype}", method=method), self._scope)
+        return session.gradients(x, dz, key_mask, training=training)
+
+    def mixed_attention(self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None) -> Array:
+        """Return rows of the weights under a policy of mixed precision."""
+        with self._scope():
+            return _block(spec, params, f"mixed_{dtype}").attention(tf.constant(x), None, _mask(key_mask)).numpy()
+
     def replaced(
         self, spec: Spec, params: Params, x: Array, dz: Array, layer: str, key_mask: Mask = None
     ) -> tuple[Array, tuple[Array, Params], Array, Callable[[], Params]]:
@@ -260,7 +306,7 @@ class _Session:
             z = self._block(tf.constant(x), key_mask=_mask(key_mask), training=training)
             return z.numpy(), _statistics(self._block)
 
-    def gradients(self, x: Array, dz: Array, key_mask: Mask = None, *, training: bool = False) -> tuple[Array, Params]:
+    def gradients(self, x: Array, dz: Array, key_mask: Mask = None, *, training: bool = False) -> Everything:
         """Return the gradients of the input and of the trainable weights."""
         with self._scope():
             given = tf.constant(x)
@@ -268,7 +314,7 @@ class _Session:
                 tape.watch(given)
                 z = self._block(given, key_mask=_mask(key_mask), training=training)
             dx, dparams = tape.gradient(z, (given, _trainable(self._block)), tf.constant(dz))
-            return dx.numpy(), {name: d.numpy().T for name, d in dparams.items()}
+            return z.numpy(), _statistics(self._block), dx.numpy(), {name: d.numpy().T for name, d in dparams.items()}
 
     def load(self, params: Params) -> None:
         """Take parameters in."""

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from nonlocal_conformance.capabilities import BACKENDS
-from nonlocal_conformance.driver import Array, Mask, Network, Params, Session, Spec, dtype_of
+from nonlocal_conformance.driver import Array, Everything, Mask, Network, Params, Session, Spec, dtype_of
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_conformance.networks.torch import TorchNetwork
 from nonlocal_core.planning import METHODS
@@ -82,7 +82,7 @@ class TorchDriver:
         method: str = "auto",
     ) -> tuple[Array, Params]:
         """Return the gradients of the input and of the parameters."""
-        return self.session(spec, params, method=method).gradients(x, dz, key_mask, training=training)
+        return self.session(spec, params, method=method).gradients(x, dz, key_mask, training=training)[2:]
 
     def session(self, spec: Spec, params: Params, *, method: str = "auto") -> Session:
         """Return a block."""
@@ -196,24 +196,77 @@ class TorchDriver:
         with torch.no_grad(), torch.autocast(torch.device(self.device).type, getattr(torch, dtype)):
             return _output(block(self._input(x), self._mask(key_mask)))
 
-    def layouts(self, spec: Spec, params: Params, x: Array, key_mask: Mask = None) -> dict[str, tuple[Array, bool]]:
-        """Return the output for each memory layout of the input, and whether it has the same layout."""
+    def compiled_vjp(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        key_mask: Mask = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> Everything:
+        """Return the output and the gradients of a block of which both graphs are traced whole.
+
+        On a CPU they are run as they are: Inductor would take half a minute for each.
+        """
+        torch.compiler.reset()
+        block = self._block(spec, params, method=method)
+        on_cpu = torch.device(self.device).type == "cpu"
+        block.compile(fullgraph=True, backend="aot_eager" if on_cpu else self.compiler)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own imports
+            return _Session(block, self._input, self._mask).gradients(x, dz, key_mask, training=training)
+
+    def mixed_vjp(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        dtype: str,
+        key_mask: Mask = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> Everything:
+        """Return the output and the gradients of a call under autocast."""
+        session = self.session(spec, params, method=method)
+        with torch.autocast(torch.device(self.device).type, getattr(torch, dtype)):
+            return session.gradients(x, dz, key_mask, training=training)
+
+    def mixed_attention(self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None) -> Array:
+        """Return rows of the weights under autocast."""
+        with torch.autocast(torch.device(self.device).type, getattr(torch, dtype)):
+            return self.attention(spec, params, x, None, key_mask)
+
+    def layouts(
+        self, spec: Spec, params: Params, x: Array, dz: Array, key_mask: Mask = None
+    ) -> dict[str, tuple[Array, Array, bool]]:
+        """Return the output and dx for each memory layout of the input or the mask, and whether z has that of x."""
         block, mask = self._block(spec, params), self._mask(key_mask)
-        plain = self._input(x).contiguous()
+        plain = self._input(x)
         last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim, torch.contiguous_format)
         layouts = {
             "contiguous": plain,
-            "channels last": plain.contiguous(memory_format=last),
+            "channels last": self._tensor(x).movedim(-1, 1),  # the memory of the array
             "transposed": plain.mT.contiguous().mT,
             "sliced": torch.stack([plain, plain], dim=-1)[..., 0],
         }
+        calls = {f"{name} input": (tensor, mask) for name, tensor in layouts.items()}
+        if mask is not None:
+            calls["input with a transposed mask"] = plain, mask.mT.contiguous().mT
+            calls["input with a sliced mask"] = plain, torch.stack([mask, ~mask], dim=-1)[..., 0]
         results = {}
-        with torch.no_grad():
-            for name, tensor in layouts.items():
-                z = block(tensor, mask)
-                wanted = last if name == "channels last" else torch.contiguous_format
-                kept = name in {"transposed", "sliced"} or z.is_contiguous(memory_format=wanted)
-                results[name] = (_output(z), kept)
+        for name, (tensor, valid) in calls.items():
+            given = tensor.detach().requires_grad_()
+            z = block(given, valid)
+            (dx,) = torch.autograd.grad(z, given, self._input(dz))
+            wanted = last if name == "channels last input" else torch.contiguous_format
+            is_regular = tensor.is_contiguous(memory_format=wanted)
+            kept = not is_regular or z.is_contiguous(memory_format=wanted)
+            results[name] = _output(z), _output(dx), kept
         return results
 
     def replaced(
@@ -258,7 +311,8 @@ class TorchDriver:
         return torch.from_numpy(a).to(self.device)
 
     def _input(self, a: Array) -> torch.Tensor:
-        return self._tensor(a).movedim(-1, 1) if a.ndim > 1 else self._tensor(a)
+        """Return an input with channels first, contiguous as PyTorch's usually are."""
+        return self._tensor(a).movedim(-1, 1).contiguous() if a.ndim > 1 else self._tensor(a)
 
     def _mask(self, key_mask: Mask) -> torch.Tensor | None:
         return None if key_mask is None else self._tensor(key_mask)
@@ -280,13 +334,13 @@ class _Session:
             z = self._block(self._input(x), self._mask(key_mask))
         return _output(z), _statistics(self._block)
 
-    def gradients(self, x: Array, dz: Array, key_mask: Mask = None, *, training: bool = False) -> tuple[Array, Params]:
+    def gradients(self, x: Array, dz: Array, key_mask: Mask = None, *, training: bool = False) -> Everything:
         """Return the gradients of the input and of the parameters that have one."""
         block, given = self._block.train(training), self._input(x).requires_grad_()
         leaves = {name: p for name, p in block.named_parameters() if p.requires_grad}
         z = block(given, self._mask(key_mask))
         dx, *found = torch.autograd.grad(z, (given, *leaves.values()), self._input(dz), allow_unused=True)
-        return _output(dx), _gradients(block, dict(zip(leaves, found, strict=True)))
+        return _output(z), _statistics(block), _output(dx), _gradients(block, dict(zip(leaves, found, strict=True)))
 
     def load(self, params: Params) -> None:
         """Take parameters in."""

@@ -9,6 +9,7 @@ import torch
 from faulty import (
     FAULTS,
     derivatives,
+    dtypes,
     forms,
     interface,
     layers,
@@ -23,7 +24,7 @@ from faulty import (
 
 from nonlocal_conformance.registry import bind
 
-TOPICS = (positions, forms, masks, norms, derivatives, methods, numerics, interface, layers, networks, state)
+TOPICS = (positions, forms, masks, norms, derivatives, methods, numerics, interface, layers, networks, state, dtypes)
 
 
 def pairs():

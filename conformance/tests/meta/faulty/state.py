@@ -127,10 +127,10 @@ def gradients_add_up_over_calls(self, spec, params, *, method="auto"):
 
     class Adding(Session):
         def gradients(self, *arguments, **options):
-            dx, found = super().gradients(*arguments, **options)
+            *others, found = super().gradients(*arguments, **options)
             before = self.block.notes.get("sum", dict.fromkeys(found, 0))
             self.block.notes["sum"] = {name: before[name] + d for name, d in found.items()}
-            return dx, self.block.notes["sum"]
+            return *others, self.block.notes["sum"]
 
     return Adding(self, self.build(spec, params))
 
@@ -141,8 +141,8 @@ def a_frozen_block_gives_its_input_the_residual_alone(self, spec, params, *, met
 
     class Cut(Session):
         def gradients(self, x, dz, key_mask=None, *, training=False):
-            dx, found = super().gradients(x, dz, key_mask, training=training)
-            return (dx if found else dz), found
+            *others, dx, found = super().gradients(x, dz, key_mask, training=training)
+            return *others, (dx if found else dz), found
 
     return Cut(self, self.build(spec, params))
 
