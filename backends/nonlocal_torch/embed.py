@@ -51,7 +51,7 @@ def clean(x: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return x with 0 in the masked rows that are not finite, and which they are (B, S1..Sk): they are to be NaN."""
     if key_mask is None:
         return x, None
-    lost = ~(key_mask | x.isfinite().all(dim=1))
+    lost = ~(x.isfinite().all(dim=1) | key_mask)  # in the layout of x: that of the first operand
     return torch.where(lost[:, None], 0.0, x), lost  # which keeps the layout
 
 

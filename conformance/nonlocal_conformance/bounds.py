@@ -10,7 +10,7 @@ from nonlocal_core.geometry import cut, set_numbers, uncut, windows_of
 from nonlocal_core.reference.block import keys_of, project, queries_of
 from nonlocal_core.spec.form import form_of
 
-__all__ = ["output_bound"]
+__all__ = ["UNITS", "attention_bound", "output_bound"]
 
 UNITS = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 """Half of the distance from 1 to the next number: what one rounding changes at most, relatively."""
@@ -38,22 +38,48 @@ def output_bound(case: Case, data: Data, dtype: str) -> Array:
         An array in the shape of z.
     """
     u, spec = UNITS[dtype], case.spec
+    magnitude = {name: np.abs(a) for name, a in data.params.items()}
+    weights, weight_error, g, g_error = _weights_and_values(case, data, dtype)
+    y = weights @ g
+    y_error = weight_error @ np.abs(g) + np.abs(weights) @ g_error + u * np.abs(y)
+    r_error = _layer_error(magnitude, u, y, y_error, "out")
+    if spec.norm is not None:
+        variance = data.params.get("norm.variance", 1.0 - spec.norm_epsilon)
+        r = project(y, data.params, "out")
+        mean = data.params.get("norm.mean", 0.0)
+        factor = magnitude["norm.weight"] / np.sqrt(variance + spec.norm_epsilon)
+        r_error = factor * (r_error + 2 * u * (np.abs(r) + np.abs(mean))) + 2 * u * magnitude["norm.bias"]
+    z = nlc.nonlocal_block(data.x, data.params, spec, data.key_mask)
+    smallest = SMALLEST[dtype] * spec.channels
+    return HIGHER_ORDERS * r_error.reshape(z.shape) + 2.0**-22 * np.abs(z) + smallest
+
+
+def attention_bound(case: Case, data: Data, dtype: str) -> Array:
+    """Return how far each weight (B, N, M) may be from the reference if operands are rounded to `dtype`."""
+    _, error, _, _ = _weights_and_values(case, data, dtype)
+    return HIGHER_ORDERS * error + SMALLEST[dtype]
+
+
+def _layer_error(magnitude: dict[str, Array], u: float, a: Array, error: Array, layer: str) -> Array:
+    """Bound W a + b: the roundings of W, a, b and the result, and the error that `a` brought along."""
+    terms = project(np.abs(a), magnitude, layer)
+    return 3 * u * terms + error @ magnitude[f"{layer}.weight"].mT
+
+
+def _weights_and_values(case: Case, data: Data, dtype: str) -> tuple[Array, Array, Array, Array]:
+    """Return the weights and the pooled g, each with a bound on its error."""
+    u, spec = UNITS[dtype], case.spec
     sets = spec.sets(case.spatial)
     magnitude = {name: np.abs(a) for name, a in data.params.items()}
 
-    def layer_error(a: Array, error: Array, layer: str) -> Array:
-        """Bound W a + b: the roundings of W, a, b and the result, and the error that `a` brought along."""
-        terms = project(np.abs(a), magnitude, layer)
-        return 3 * u * terms + error @ magnitude[f"{layer}.weight"].mT
-
     flat = data.x.reshape(case.batch, -1, spec.channels)
     theta = queries_of(flat, data.params, spec)
-    theta_error = layer_error(flat, 0 * flat, "theta") if spec.has_embedding else u * np.abs(flat)
+    theta_error = _layer_error(magnitude, u, flat, 0 * flat, "theta") if spec.has_embedding else u * np.abs(flat)
 
     # Of a window any position may become the largest: its error is the largest of the window.
     phi, g, valid = (uncut(np, a, sets) for a in _with_axis(keys_of(data.x, data.params, spec, sets, data.key_mask)))
-    errors = {"g": layer_error(flat, 0 * flat, "g")}
-    errors["phi"] = layer_error(flat, 0 * flat, "phi") if spec.has_embedding else u * np.abs(flat)
+    errors = {"g": _layer_error(magnitude, u, flat, 0 * flat, "g")}
+    errors["phi"] = _layer_error(magnitude, u, flat, 0 * flat, "phi") if spec.has_embedding else u * np.abs(flat)
     grid = (case.batch, *case.spatial, -1)
     pooled = {
         name: uncut(np, windows_of(np, cut(np, e.reshape(grid), sets), sets).max(axis=2), sets)
@@ -67,18 +93,7 @@ def output_bound(case: Case, data: Data, dtype: str) -> Array:
         same = _same_set(case)
         count = np.maximum((valid.mT & same).sum(axis=-1, keepdims=True), 1)
         weight_error = np.where(valid.mT & same, score_error, 0.0) / count + u * np.abs(weights)
-    y = weights @ g
-    y_error = weight_error @ np.abs(g) + np.abs(weights) @ pooled["g"] + u * np.abs(y)
-    r_error = layer_error(y, y_error, "out")
-    if spec.norm is not None:
-        variance = data.params.get("norm.variance", 1.0 - spec.norm_epsilon)
-        r = project(y, data.params, "out")
-        mean = data.params.get("norm.mean", 0.0)
-        factor = magnitude["norm.weight"] / np.sqrt(variance + spec.norm_epsilon)
-        r_error = factor * (r_error + 2 * u * (np.abs(r) + np.abs(mean))) + 2 * u * magnitude["norm.bias"]
-    z = nlc.nonlocal_block(data.x, data.params, spec, data.key_mask)
-    smallest = SMALLEST[dtype] * spec.channels
-    return HIGHER_ORDERS * r_error.reshape(z.shape) + 2.0**-22 * np.abs(z) + smallest
+    return weights, weight_error, g, pooled["g"]
 
 
 def _with_axis(keys: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

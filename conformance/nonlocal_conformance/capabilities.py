@@ -16,9 +16,14 @@ CAPABILITIES = {
     "initial": "the parameters of a new block",
     "train": "plain SGD in the framework's own way",
     "steps": "one block called several times, on several sizes",
+    "session": "one live block, called, loaded, copied and frozen in any order",
     "compiled": "compilation by the framework",
+    "compiled_vjp": "compilation of a call with its gradients",
     "mixed": "mixed precision: bfloat16 and float16 operands, float32 parameters",
-    "layouts": "memory layouts of the input",
+    "mixed_vjp": "gradients, and training, under mixed precision",
+    "mixed_attention": "rows of the weights under mixed precision",
+    "casts": "inputs whose dtype is not that of the parameters",
+    "layouts": "memory layouts of the input and of the mask",
     "network": "blocks put into a network, looked at there, and taken out",
     "peak_memory": "measured peak memory, and the named forms without that of the matrix of weights",
     "large": "methods without the matrix of weights that take 65,536 queries and keys within a minute",
@@ -28,8 +33,11 @@ CAPABILITIES = {
 }
 """Every capability and what it means; those named like a method of the driver need that method."""
 
+_FRAMEWORK = ("compiled", "compiled_vjp", "mixed", "mixed_vjp", "mixed_attention")
+"""What takes a framework that compiles and has a mixed precision."""
+
 BACKENDS = {
-    "numpy": frozenset(CAPABILITIES) - {"hvp", "compiled", "mixed", "layouts", "network", "large", "replaced"},
+    "numpy": frozenset(CAPABILITIES) - {"hvp", *_FRAMEWORK, "layouts", "network", "large", "replaced"},
     "tensorflow": frozenset(CAPABILITIES) - {"layouts"},
     "torch": frozenset(CAPABILITIES),
     "jax": frozenset(CAPABILITIES) - {"layouts"},

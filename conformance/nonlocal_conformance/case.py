@@ -12,7 +12,7 @@ import numpy as np
 
 from nonlocal_core import NonLocalSpec, param_shapes
 
-__all__ = ["Array", "Case", "Data"]
+__all__ = ["Array", "Case", "Data", "dtype_named"]
 
 Array = np.ndarray[Any, Any]
 
@@ -117,7 +117,7 @@ class Case:
                 mask[:] = False
             elif self.batch > 1:
                 mask[-1] = False
-        kind = _dtype(dtype)
+        kind = dtype_named(dtype)
         return Data(x.astype(kind), {name: a.astype(kind) for name, a in params.items()}, dz.astype(kind), mask)
 
 
@@ -134,7 +134,8 @@ def _rounded(a: Array) -> Array:
     return np.sign(a) * np.maximum(np.round(GRAINS * np.abs(a)), 1.0) / GRAINS
 
 
-def _dtype(name: str) -> Any:
+def dtype_named(name: str) -> Any:
+    """Return a dtype by its name, bfloat16 too."""
     if name == "bfloat16":
         import ml_dtypes
 

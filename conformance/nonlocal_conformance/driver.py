@@ -7,7 +7,7 @@ method. It raises `nonlocal_conformance.registry.Unsupported` for a spec that it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Protocol, TypeVar
 
@@ -20,8 +20,10 @@ __all__ = [
     "Array",
     "Attention",
     "Compiled",
+    "CompiledGradients",
     "Create",
     "Driver",
+    "Everything",
     "Export",
     "Gradients",
     "Initial",
@@ -29,6 +31,8 @@ __all__ = [
     "Mask",
     "Memory",
     "Mixed",
+    "MixedAttention",
+    "MixedGradients",
     "Network",
     "Networks",
     "Operation",
@@ -37,16 +41,26 @@ __all__ = [
     "Rebuilt",
     "Replaced",
     "SecondDerivatives",
+    "Session",
+    "Sessions",
     "Spec",
     "Steps",
     "Training",
+    "dtype_of",
 ]
 
 Array = np.ndarray[Any, Any]
 Mask = Array | None
 Params = dict[str, Array]
 Spec = NonLocalSpec
+Everything = tuple[Array, Params, Array, Params]
+"""z, the running statistics after the call, and the gradients of the input and of the parameters."""
 T = TypeVar("T")
+
+
+def dtype_of(params: Params) -> str:
+    """Return the name of the dtype of parameters, float32 where NumPy has none such as theirs."""
+    return next((a.dtype.name for a in params.values() if np.issubdtype(a.dtype, np.floating)), "float32")
 
 
 class Driver(Protocol):
@@ -187,6 +201,35 @@ class Steps(Protocol):
         """Return what `block` returns for each input in turn, from one block."""
 
 
+class Session(Protocol):
+    """One live block of the driver's framework, in the dtype of its parameters."""
+
+    def call(self, x: Array, key_mask: Mask = None, *, training: bool = False) -> tuple[Array, Params]:
+        """Return what `block` returns, without gradients."""
+
+    def gradients(self, x: Array, dz: Array, key_mask: Mask = None, *, training: bool = False) -> Everything:
+        """Return what `call` and `vjp` return, from one call and less the frozen parameters."""
+
+    def load(self, params: Params) -> None:
+        """Take parameters in, or raise an error if they do not fit."""
+
+    def params(self) -> Params:
+        """Return the parameters and statistics, as the framework gives them out."""
+
+    def freeze(self, names: Collection[str]) -> None:
+        """Ask for no gradient of these parameters from now on."""
+
+    def copies(self) -> dict[str, Session]:
+        """Return a copy by each way that the framework has, under its name."""
+
+
+class Sessions(Protocol):
+    """The capability "session"."""
+
+    def session(self, spec: Spec, params: Params, *, method: str = "auto") -> Session:
+        """Return a new block that has taken the parameters in."""
+
+
 class Compiled(Protocol):
     """The capability "compiled"."""
 
@@ -201,6 +244,48 @@ class Compiled(Protocol):
         method: str = "auto",
     ) -> Array:
         """Return z of the block as its framework compiles it."""
+
+
+class CompiledGradients(Protocol):
+    """The capability "compiled_vjp"."""
+
+    def compiled_vjp(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        key_mask: Mask = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> Everything:
+        """Return what `block` and `vjp` return, of a block as its framework compiles it for training."""
+
+
+class MixedGradients(Protocol):
+    """The capability "mixed_vjp"; `mixed_dtypes` are as of "mixed"."""
+
+    def mixed_vjp(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        dtype: str,
+        key_mask: Mask = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> Everything:
+        """Return what `block` and `vjp` return, with float32 parameters and operands in `dtype`."""
+
+
+class MixedAttention(Protocol):
+    """The capability "mixed_attention"; `mixed_dtypes` are as of "mixed"."""
+
+    def mixed_attention(self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None) -> Array:
+        """Return all rows of the weights, with float32 parameters and operands in `dtype`."""
 
 
 class Mixed(Protocol):
@@ -218,8 +303,10 @@ class Mixed(Protocol):
 class Layouts(Protocol):
     """The capability "layouts"."""
 
-    def layouts(self, spec: Spec, params: Params, x: Array, key_mask: Mask = None) -> dict[str, tuple[Array, bool]]:
-        """Return z for each memory layout of the input, by its name, and whether it has the same layout."""
+    def layouts(
+        self, spec: Spec, params: Params, x: Array, dz: Array, key_mask: Mask = None
+    ) -> dict[str, tuple[Array, Array, bool]]:
+        """Return z and dx for each memory layout of the input or the mask, by its name, and whether z has that of x."""
 
 
 class Network(Protocol):

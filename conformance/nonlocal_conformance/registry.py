@@ -76,7 +76,7 @@ class Bound:
 
 CHECKS: dict[str, Check] = {}
 
-_WITHOUT_METHOD = ("large", "functions", "errors")
+_WITHOUT_METHOD = ("large", "functions", "errors", "casts")
 """The capabilities that say how the methods of a driver behave."""
 
 

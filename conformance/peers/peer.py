@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from nonlocal_conformance import Case, Unsupported
+from nonlocal_conformance.driver import dtype_of
 from nonlocal_conformance.drivers.torch import TorchDriver
 from nonlocal_core import NonLocalSpec, param_shapes
 from nonlocal_core.geometry import window_of
@@ -144,11 +145,9 @@ class Peer(TorchDriver):
         hx, hparams = super().hvp(spec, params, x, dz, vx, directions, *arguments, **options)
         return hx, _reshaped(hparams, params)
 
-    def _block(
-        self, spec: NonLocalSpec, params: Params, dtype: Any, *, training: bool = False, method: str = "auto"
-    ) -> PeerBlock:
+    def _block(self, spec: NonLocalSpec, params: Params, *, training: bool = False, method: str = "auto") -> PeerBlock:
         require(method == "auto", f"it has one method. Got {method!r}.")
-        block = self.new(spec).to(getattr(torch, np.dtype(dtype).name))
+        block = self.new(spec).to(getattr(torch, dtype_of(params)))
         block.import_params(params)
         return block.train(training)
 

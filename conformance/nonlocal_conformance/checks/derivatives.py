@@ -40,8 +40,10 @@ def assert_gradients(
     scale = largest(expected[0], terms[0])
     assert_close(f"dx{where}", actual[0], expected[0], dtype=dtype, scale=scale, epsilons=epsilons)
     for name, gradient in expected[1].items():
-        layer = [part for part in expected[1] if part.partition(".")[0] == name.partition(".")[0]]
-        scale = largest(*(given[1][part] for part in layer for given in (expected, terms)))
+        layer = name.partition(".")[0]
+        scale = largest(
+            *(a for one in (expected, terms) for part, a in one[1].items() if part.partition(".")[0] == layer)
+        )
         assert_close(f"d{name}{where}", actual[1][name], gradient, dtype=dtype, scale=scale, epsilons=epsilons)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import nonlocal_core as nlc
-from nonlocal_conformance.assertions import assert_same, require
+from nonlocal_conformance.assertions import assert_close, assert_same, require
 from nonlocal_conformance.bounds import UNITS, output_bound
 from nonlocal_conformance.cases import Array, Case
 from nonlocal_conformance.checks.methods import form
@@ -55,11 +55,18 @@ def sizes(driver: Any, case: Case, dtype: str) -> None:
 
 @check("layouts", cases=lambda case: not case.training and case.batch > 1)
 def layouts(driver: Any, case: Case, dtype: str) -> None:
-    """The memory layout of the input changes no value, and a regular one is kept."""
+    """The memory layout of the input or the mask changes no value and no gradient, and a regular one is kept."""
     data = case.data(dtype)
-    for name, (z, kept) in driver.layouts(case.spec, data.params, data.x, data.key_mask).items():
-        assert_output(f"z of {name} input", z, case, data, dtype)
-        require(kept, f"z of {name} input must have the layout of its input")
+    expected = None
+    if case.is_differentiable:
+        wide = data.wide()
+        expected = nlc.nonlocal_block_vjp(wide.x, wide.params, case.spec, wide.dz, wide.key_mask)[0]
+    for name, (z, dx, kept) in driver.layouts(case.spec, data.params, data.x, data.dz, data.key_mask).items():
+        assert_output(f"z of {name}", z, case, data, dtype)
+        if expected is not None:
+            assert_close(f"dx of {name}", dx, expected, dtype=dtype)
+        require(kept, f"z of {name} must have the layout of its input")
+    assert_same("x after the calls", data.x, case.data(dtype).x)
 
 
 @check("mixed", cases=lambda case: case.narrow and not case.training and case.is_differentiable, every_dtype=False)

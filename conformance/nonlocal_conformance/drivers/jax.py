@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import pickle
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -14,7 +16,7 @@ import optax
 from flax import nnx
 
 from nonlocal_conformance.capabilities import BACKENDS
-from nonlocal_conformance.driver import Array, Mask, Network, Params, Spec
+from nonlocal_conformance.driver import Array, Everything, Mask, Network, Params, Session, Spec, dtype_of
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_conformance.networks.jax import JaxNetwork
 from nonlocal_core.planning import METHODS
@@ -51,6 +53,7 @@ class JaxDriver:
         self.device, self._calls = device, 0
         self._options = quick_options() if self._device.platform == "cpu" else None
         self._call = self._jit(_call, "graph")
+        self._session_vjp = self._jit(_session_vjp, "graph")
         self._vjp = self._jit(_vjp, "spec", "training", "method")
         self._hvp = self._jit(_hvp, "spec", "training", "method")
         self._op = self._jit(_op, "options")
@@ -67,9 +70,7 @@ class JaxDriver:
         method: str = "auto",
     ) -> tuple[Array, Params]:
         """Return the output of a block and its running statistics after the call."""
-        with self._scope(x, key_mask):
-            block = _block(spec, params, training=training, method=method)
-            return self._run(block, x, key_mask), _statistics(block)
+        return self.session(spec, params, method=method).call(x, key_mask, training=training)
 
     def steps(
         self, spec: Spec, params: Params, inputs: Sequence[Array], *, training: bool = False
@@ -91,8 +92,13 @@ class JaxDriver:
         method: str = "auto",
     ) -> tuple[Array, Params]:
         """Return the gradients of the input and of the parameters."""
-        with self._scope(x, key_mask):
+        with self._scope(x, key_mask, *params.values()):
             return _gradients(self._vjp(x, params, dz, key_mask, spec=spec, training=training, method=method))
+
+    def session(self, spec: Spec, params: Params, *, method: str = "auto") -> Session:
+        """Return a block."""
+        with self._scope(*params.values()):
+            return _Session(_block(spec, params, method=method), self._scope, self._run, self._session_vjp)
 
     def hvp(
         self,
@@ -138,8 +144,15 @@ class JaxDriver:
 
     def attention(self, spec: Spec, params: Params, x: Array, positions: Any = None, key_mask: Mask = None) -> Array:
         """Return rows of the weights."""
-        with self._scope(x, key_mask):
-            graph, state = nnx.split(_block(spec, params))
+        return self._rows(spec, params, x, positions, key_mask)
+
+    def mixed_attention(self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None) -> Array:
+        """Return rows of the weights of a block with another compute dtype."""
+        return self._rows(spec, params, x, None, key_mask, dtype=jnp.dtype(dtype))
+
+    def _rows(self, spec: Spec, params: Params, x: Array, positions: Any, key_mask: Mask, **options: Any) -> Array:
+        with self._scope(x, key_mask, *params.values()):
+            graph, state = nnx.split(_block(spec, params, **options))
             rows = self._jit(lambda state, *args: nnx.merge(graph, state).attention(args[0], positions, args[1]))
             return np.array(rows(state, x, key_mask))
 
@@ -177,6 +190,42 @@ class JaxDriver:
             call = jax.jit(nonlocal_block, static_argnames=("spec", "training", "method"))
             return np.array(call(x, params, spec, key_mask, training, method=method))
 
+    def compiled_vjp(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        key_mask: Mask = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> Everything:
+        """Return the output and the gradients of a block, compiled together as JAX does by default."""
+        with self._scope(*params.values()):
+            block = _block(spec, params, method=method)
+        compiled = jax.jit(_session_vjp, static_argnames="graph")
+        session = _Session(block, self._scope, self._run, compiled)
+        return session.gradients(x, dz, key_mask, training=training)
+
+    def mixed_vjp(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        dtype: str,
+        key_mask: Mask = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> Everything:
+        """Return the output and the gradients of a block with another compute dtype."""
+        with self._scope(*params.values()):
+            block = _block(spec, params, method=method, dtype=jnp.dtype(dtype))
+        session = _Session(block, self._scope, self._run, self._session_vjp)
+        return session.gradients(x, dz, key_mask, training=training)
+
     def mixed(
         self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None, *, method: str = "auto"
     ) -> Array:
@@ -197,11 +246,7 @@ class JaxDriver:
             graph, state = nnx.split(block)
             call = self._jit(_replaced, "graph")
             z, (dx, gradients), rows = call(state, x, dz, key_mask, graph=graph)
-            named = {
-                ".".join(map(str, path)).replace("kernel", "weight"): d[...].T
-                for path, d in nnx.to_flat_state(gradients)
-            }
-            return np.array(z), _gradients((dx, named)), np.array(rows), block.export_params
+            return np.array(z), _gradients((dx, _named(gradients))), np.array(rows), block.export_params
 
     def network(self, layers: Params, shape: tuple[int, ...]) -> Network:  # noqa: ARG002 - the layers take any
         """Return a network of linear layers."""
@@ -232,6 +277,57 @@ class JaxDriver:
             jax.clear_caches()  # type: ignore[no-untyped-call]
 
 
+class _Session:
+    """A block."""
+
+    def __init__(self, block: NonLocalBlock, *functions: Callable[..., Any]) -> None:
+        self._block, self._functions = block, functions
+        self._in_scope, self._run, self._differentiate = functions
+        self._frozen: Collection[str] = ()
+
+    def call(self, x: Array, key_mask: Mask = None, *, training: bool = False) -> tuple[Array, Params]:
+        """Return z and the running statistics."""
+        with self._scope(x):
+            self._block.set_attributes(use_running_average=not training)
+            return self._run(self._block, x, key_mask), _statistics(self._block)
+
+    def gradients(self, x: Array, dz: Array, key_mask: Mask = None, *, training: bool = False) -> Everything:
+        """Return the gradients of the input and of the parameters that are not frozen."""
+        with self._scope(x):
+            self._block.set_attributes(use_running_average=not training)
+            graph, *states = nnx.split(self._block, self._is_wanted, ...)
+            z, (dwanted, dx), state = self._differentiate(*states, x, dz, key_mask, graph=graph)
+            nnx.update(self._block, state)
+            return np.array(z), _statistics(self._block), *_gradients((dx, _named(dwanted)))
+
+    def load(self, params: Params) -> None:
+        """Take parameters in."""
+        with self._scope():
+            self._block.import_params(params)
+
+    def params(self) -> Params:
+        """Give the parameters out."""
+        return self._block.export_params()
+
+    def freeze(self, names: Collection[str]) -> None:
+        """Leave these parameters out of what is differentiated."""
+        self._frozen = names
+
+    def copies(self) -> dict[str, Session]:
+        """Return what nnx, copy and pickle make of the block."""
+        with self._scope():
+            pickled = pickle.loads(pickle.dumps(self._block))  # noqa: S301 - our own bytes
+            found = {"clone": nnx.clone(self._block), "deepcopy": copy.deepcopy(self._block), "pickle": pickled}
+        return {name: _Session(block, *self._functions) for name, block in found.items()}
+
+    def _is_wanted(self, path: Any, value: Any) -> bool:
+        return isinstance(value, nnx.Param) and _name(path) not in self._frozen
+
+    def _scope(self, *arrays: Array) -> contextlib.AbstractContextManager[None]:
+        """Compute on the device, in 64 bits if the input or a parameter has them."""
+        return self._in_scope(*arrays, *self._block.export_params().values())
+
+
 def quick_options() -> dict[str, Any] | None:
     """Return options with which XLA compiles small programs several times faster, None where it lacks them."""
     options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
@@ -258,6 +354,15 @@ class _Doubled(nnx.Linear):
 def _replaced(state: Any, x: Any, dz: Any, key_mask: Any, *, graph: Any) -> Any:
     z, back = jax.vjp(lambda state, x: nnx.merge(graph, state)(x, key_mask), state, x)
     return z, back(dz)[::-1], nnx.merge(graph, state).attention(x, None, key_mask)
+
+
+def _session_vjp(wanted: Any, rest: Any, x: Any, dz: Any, key_mask: Any, *, graph: Any) -> Any:
+    def function(wanted: Any, x: Any) -> tuple[jax.Array, Any]:
+        block = nnx.merge(graph, wanted, jax.tree.map(lambda a: a, rest))  # its own variables, which it may move
+        return block(x, key_mask), nnx.state(block)
+
+    z, back, state = jax.vjp(function, wanted, x, has_aux=True)
+    return z, back(dz), state
 
 
 def _vjp(x: Any, params: Any, dz: Any, key_mask: Any, *, spec: Spec, training: bool, method: str) -> Any:
@@ -306,8 +411,7 @@ def _op_vjp(arrays: Params, key_mask: Any, dy: Any, *, options: Options) -> Any:
 
 def _block(spec: Spec, params: Params, *, training: bool = False, **options: Any) -> NonLocalBlock:
     """Return a block with these parameters, in their dtype."""
-    param_dtype = next((a.dtype for a in params.values()), np.dtype("float32"))
-    block = nnx.clone(_new_block(spec, param_dtype, tuple(options.items())))
+    block = nnx.clone(_new_block(spec, np.dtype(dtype_of(params)), tuple(options.items())))
     block.import_params(params)
     block.set_attributes(use_running_average=not training)
     return block
@@ -328,6 +432,16 @@ def _divided(arguments: dict[str, Any]) -> tuple[dict[str, Any], Options]:
 def _gradients(gradients: tuple[Any, dict[str, Any]]) -> tuple[Array, Params]:
     dx, dparams = gradients
     return np.array(dx), {name: np.array(d) for name, d in dparams.items() if name not in STATISTICS}
+
+
+def _name(path: Any) -> str:
+    """Return the canonical name of what stands at a place of a block."""
+    return ".".join(map(str, path)).replace("kernel", "weight")
+
+
+def _named(gradients: Any) -> Params:
+    """Return gradients of a block under their canonical names; kernels are transposed weights."""
+    return {_name(path): d[...].T for path, d in nnx.to_flat_state(gradients)}
 
 
 def _statistics(block: NonLocalBlock) -> Params:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 import nonlocal_core as nlc
 from nonlocal_conformance.capabilities import BACKENDS
-from nonlocal_conformance.driver import Array, Mask, Params, Spec
+from nonlocal_conformance.driver import Array, Everything, Mask, Params, Session, Spec
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_core import NonLocalSpec
 from nonlocal_core.planning import METHODS
@@ -80,6 +81,10 @@ class NumpyDriver:
         """Return the gradients of the input and of the parameters."""
         return nlc.nonlocal_block_vjp(x, params, spec, dz, key_mask, training, method=method)
 
+    def session(self, spec: Spec, params: Params, *, method: str = "auto") -> Session:
+        """Return the functions of the reference with the parameters that they are called with in turn."""
+        return _Session(self, spec, params, method)
+
     def train(
         self, spec: Spec, params: Params, x: Array, target: Array, key_mask: Mask = None, *, steps: int, rate: float
     ) -> tuple[list[float], Params]:
@@ -126,3 +131,45 @@ class NumpyDriver:
     def peak_memory(self, call: Callable[[], T]) -> tuple[T, int | None]:
         """Return the result of a call and its peak extra memory in bytes."""
         return peak_resident(call)
+
+
+class _Session:
+    """The functions of the reference with the parameters that they are called with in turn."""
+
+    def __init__(self, driver: NumpyDriver, spec: Spec, params: Params, method: str) -> None:
+        self._driver, self._spec, self._method = driver, spec, method
+        self._frozen = frozenset[str]()
+        self.load(params)
+
+    def call(self, x: Array, key_mask: Mask = None, *, training: bool = False) -> tuple[Array, Params]:
+        """Return z and the statistics, which are kept."""
+        arguments = (self._spec, self._params, x, key_mask)
+        z, statistics = self._driver.block(*arguments, training=training, method=self._method)
+        self._params |= {name: a.copy() for name, a in statistics.items()}
+        return z, statistics
+
+    def gradients(self, x: Array, dz: Array, key_mask: Mask = None, *, training: bool = False) -> Everything:
+        """Return the gradients of what is not frozen."""
+        arguments = (self._spec, self._params, x, dz, key_mask)
+        dx, dparams = self._driver.vjp(*arguments, training=training, method=self._method)
+        return (
+            *self.call(x, key_mask, training=training),
+            dx,
+            {name: d for name, d in dparams.items() if name not in self._frozen},
+        )
+
+    def load(self, params: Params) -> None:
+        """Take parameters in."""
+        self._params = self._driver.export(self._spec, params)
+
+    def params(self) -> Params:
+        """Return the parameters."""
+        return self._driver.export(self._spec, self._params)
+
+    def freeze(self, names: Collection[str]) -> None:
+        """Leave these parameters out of the gradients."""
+        self._frozen = frozenset(names)
+
+    def copies(self) -> dict[str, Session]:
+        """Return a copy."""
+        return {"deepcopy": copy.deepcopy(self)}

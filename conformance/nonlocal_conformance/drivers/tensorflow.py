@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import keras
@@ -12,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from nonlocal_conformance.capabilities import BACKENDS
-from nonlocal_conformance.driver import Array, Mask, Network, Params, Spec
+from nonlocal_conformance.driver import Array, Everything, Mask, Network, Params, Session, Spec, dtype_of
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_conformance.networks.tensorflow import TensorflowNetwork
 from nonlocal_core.planning import METHODS
@@ -58,17 +59,14 @@ class TensorflowDriver:
         method: str = "auto",
     ) -> tuple[Array, Params]:
         """Return the output of a block and its running statistics after the call."""
-        with self._scope():
-            block = _block(spec, params, x.dtype, method=method)
-            z = block(tf.constant(x), key_mask=_mask(key_mask), training=training)
-            return z.numpy(), _statistics(block)
+        return self.session(spec, params, method=method).call(x, key_mask, training=training)
 
     def steps(
         self, spec: Spec, params: Params, inputs: Sequence[Array], *, training: bool = False
     ) -> list[tuple[Array, Params]]:
         """Call one block on each input in turn."""
         with self._scope():
-            block = _block(spec, params, inputs[0].dtype)
+            block = _block(spec, params)
             return [(block(tf.constant(x), training=training).numpy(), _statistics(block)) for x in inputs]
 
     def vjp(
@@ -83,13 +81,12 @@ class TensorflowDriver:
         method: str = "auto",
     ) -> tuple[Array, Params]:
         """Return the gradients of the input and of the parameters."""
+        return self.session(spec, params, method=method).gradients(x, dz, key_mask, training=training)[2:]
+
+    def session(self, spec: Spec, params: Params, *, method: str = "auto") -> Session:
+        """Return a layer."""
         with self._scope():
-            block, given = _block(spec, params, x.dtype, method=method), tf.constant(x)
-            with tf.GradientTape() as tape:
-                tape.watch(given)
-                z = block(given, key_mask=_mask(key_mask), training=training)
-            dx, dparams = tape.gradient(z, (given, _trainable(block)), tf.constant(dz))
-            return dx.numpy(), {name: d.numpy().T for name, d in dparams.items()}
+            return _Session(_block(spec, params, method=method), self._scope)
 
     def hvp(
         self,
@@ -106,7 +103,7 @@ class TensorflowDriver:
     ) -> tuple[Array, Params]:
         """Return the gradients of <gradients, v>, reverse over reverse."""
         with self._scope():
-            block, given = _block(spec, params, x.dtype, method=method), tf.constant(x)
+            block, given = _block(spec, params, method=method), tf.constant(x)
             sources = (given, _trainable(block))
             with tf.GradientTape() as outer:
                 outer.watch(given)
@@ -125,7 +122,7 @@ class TensorflowDriver:
     ) -> tuple[list[float], Params]:
         """Return the losses, mean squares of z - target, and the parameters of plain SGD in training mode."""
         with self._scope():
-            block = _block(spec, params, x.dtype)
+            block = _block(spec, params)
             optimizer, mean_square, losses = keras.optimizers.SGD(rate), keras.losses.MeanSquaredError(), []
             for _ in range(steps):
                 with tf.GradientTape() as tape:
@@ -154,13 +151,12 @@ class TensorflowDriver:
     def attention(self, spec: Spec, params: Params, x: Array, positions: Any = None, key_mask: Mask = None) -> Array:
         """Return rows of the weights."""
         with self._scope():
-            return _block(spec, params, x.dtype).attention(tf.constant(x), positions, _mask(key_mask)).numpy()
+            return _block(spec, params).attention(tf.constant(x), positions, _mask(key_mask)).numpy()
 
     def export(self, spec: Spec, params: Params) -> Params:
         """Take parameters in and give them out again."""
-        dtype = next(iter(params.values())).dtype if params else np.dtype("float32")
         with self._scope():
-            return _block(spec, params, dtype).export_params()
+            return _block(spec, params).export_params()
 
     def create(self, **options: Any) -> Spec:
         """Return the spec of a block with these options."""
@@ -192,7 +188,7 @@ class TensorflowDriver:
     ) -> Array:
         """Return the output of a block compiled by XLA."""
         with self._scope():
-            block = _block(spec, params, x.dtype, method=method)
+            block = _block(spec, params, method=method)
             call = tf.function(lambda x, mask: block(x, key_mask=mask, training=training), jit_compile=True)
             return call(tf.constant(x), _mask(key_mask)).numpy()
 
@@ -201,15 +197,61 @@ class TensorflowDriver:
     ) -> Array:
         """Return the output under a policy of mixed precision, for an input that Keras leaves in its own dtype."""
         with self._scope():
-            block = _block(spec, params, f"mixed_{dtype}", method=method, autocast=False)
+            block = _block(spec, params, f"mixed_{dtype}", method=method)
             return block(tf.constant(x), key_mask=_mask(key_mask)).numpy()
+
+    def compiled_vjp(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        key_mask: Mask = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> Everything:
+        """Return the output and the gradients of a block, which XLA compiles together."""
+        with self._scope():
+            block = _block(spec, params, method=method)
+
+            def call(x: tf.Tensor, dz: tf.Tensor, mask: tf.Tensor | None) -> Any:
+                with tf.GradientTape() as tape:
+                    tape.watch(x)
+                    z = block(x, key_mask=mask, training=training)
+                return z, *tape.gradient(z, (x, _trainable(block)), dz)
+
+            z, dx, dparams = tf.function(call, jit_compile=True)(tf.constant(x), tf.constant(dz), _mask(key_mask))
+            return z.numpy(), _statistics(block), dx.numpy(), {name: d.numpy().T for name, d in dparams.items()}
+
+    def mixed_vjp(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        dtype: str,
+        key_mask: Mask = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> Everything:
+        """Return the output and the gradients under a policy of mixed precision."""
+        with self._scope():
+            session = _Session(_block(spec, params, f"mixed_{dtype}", method=method), self._scope)
+        return session.gradients(x, dz, key_mask, training=training)
+
+    def mixed_attention(self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None) -> Array:
+        """Return rows of the weights under a policy of mixed precision."""
+        with self._scope():
+            return _block(spec, params, f"mixed_{dtype}").attention(tf.constant(x), None, _mask(key_mask)).numpy()
 
     def replaced(
         self, spec: Spec, params: Params, x: Array, dz: Array, layer: str, key_mask: Mask = None
     ) -> tuple[Array, tuple[Array, Params], Array, Callable[[], Params]]:
         """Return what a block with a doubled layer gives."""
         with self._scope():
-            block, given, mask = _block(spec, params, x.dtype), tf.constant(x), _mask(key_mask)
+            block, given, mask = _block(spec, params), tf.constant(x), _mask(key_mask)
             old = getattr(block, layer)
             doubled = _Doubled.from_config(old.get_config())
             setattr(block, layer, doubled)
@@ -252,6 +294,51 @@ class TensorflowDriver:
                 keras.config.enable_traceback_filtering()
 
 
+class _Session:
+    """A layer."""
+
+    def __init__(self, block: NonLocalBlock, scope: Callable[[], AbstractContextManager[None]]) -> None:
+        self._block, self._scope = block, scope
+
+    def call(self, x: Array, key_mask: Mask = None, *, training: bool = False) -> tuple[Array, Params]:
+        """Return z and the running statistics."""
+        with self._scope():
+            z = self._block(tf.constant(x), key_mask=_mask(key_mask), training=training)
+            return z.numpy(), _statistics(self._block)
+
+    def gradients(self, x: Array, dz: Array, key_mask: Mask = None, *, training: bool = False) -> Everything:
+        """Return the gradients of the input and of the trainable weights."""
+        with self._scope():
+            given = tf.constant(x)
+            with tf.GradientTape() as tape:
+                tape.watch(given)
+                z = self._block(given, key_mask=_mask(key_mask), training=training)
+            dx, dparams = tape.gradient(z, (given, _trainable(self._block)), tf.constant(dz))
+            return z.numpy(), _statistics(self._block), dx.numpy(), {name: d.numpy().T for name, d in dparams.items()}
+
+    def load(self, params: Params) -> None:
+        """Take parameters in."""
+        with self._scope():
+            self._block.import_params(params)
+
+    def params(self) -> Params:
+        """Give the parameters out."""
+        return self._block.export_params()
+
+    def freeze(self, names: Collection[str]) -> None:
+        """Let weights be no longer trainable, one by one."""
+        for weight in self._block.weights:
+            weight.trainable = weight.trainable and _name(weight) not in names
+
+    def copies(self) -> dict[str, Session]:
+        """Return a layer with the config and the weights of this one, and what copy makes of it."""
+        with self._scope():
+            anew = NonLocalBlock.from_config(self._block.get_config())
+            anew.set_weights(self._block.get_weights())
+            found = {"config": anew, "deepcopy": copy.deepcopy(self._block)}
+            return {name: _Session(block, self._scope) for name, block in found.items()}
+
+
 class _Doubled(keras.layers.Dense):  # type: ignore[misc]  # Keras has no types
     """A linear layer that gives twice as much."""
 
@@ -260,11 +347,10 @@ class _Doubled(keras.layers.Dense):  # type: ignore[misc]  # Keras has no types
         return 2 * super().call(a, training=training)
 
 
-def _block(spec: Spec, params: Params, dtype: Any, *, method: str = "auto", autocast: bool = True) -> NonLocalBlock:
-    policy = dtype if isinstance(dtype, str) or np.issubdtype(dtype, np.floating) else "float32"
-    block = NonLocalBlock.from_spec(
-        spec, method=method, data_format="channels_last", dtype=str(policy), autocast=autocast
-    )
+def _block(spec: Spec, params: Params, policy: str | None = None, *, method: str = "auto") -> NonLocalBlock:
+    """Return a layer for an input that Keras leaves in its own dtype."""
+    options: dict[str, Any] = {"dtype": policy or dtype_of(params), "autocast": False}
+    block = NonLocalBlock.from_spec(spec, method=method, data_format="channels_last", **options)
     block.import_params(params)
     return block
 
@@ -277,10 +363,15 @@ def _options(options: dict[str, Any]) -> dict[str, Any]:
     return {name: tf.constant(a) if isinstance(a, np.ndarray) else a for name, a in options.items()}
 
 
+def _name(weight: Any) -> str:
+    """Return the canonical name of a weight of a block."""
+    layer, name = weight.path.split("/")[-2:]
+    return name if "." in name else f"{layer}.{_NAMES.get(name, name)}"
+
+
 def _trainable(block: NonLocalBlock) -> dict[str, Any]:
     """Return the trainable weights under their canonical names; kernels are transposed weights."""
-    places = [(weight.path.split("/")[-2:], weight.value) for weight in block.trainable_weights]
-    return {name if "." in name else f"{layer}.{_NAMES.get(name, name)}": value for (layer, name), value in places}
+    return {_name(weight): weight.value for weight in block.trainable_weights}
 
 
 def _statistics(block: NonLocalBlock) -> Params:

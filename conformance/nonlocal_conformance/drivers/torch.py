@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from nonlocal_conformance.capabilities import BACKENDS
-from nonlocal_conformance.driver import Array, Mask, Network, Params, Spec
+from nonlocal_conformance.driver import Array, Everything, Mask, Network, Params, Session, Spec, dtype_of
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_conformance.networks.torch import TorchNetwork
 from nonlocal_core.planning import METHODS
@@ -60,16 +61,13 @@ class TorchDriver:
         method: str = "auto",
     ) -> tuple[Array, Params]:
         """Return the output of a block and its running statistics after the call."""
-        block = self._block(spec, params, x.dtype, training=training, method=method)
-        with torch.no_grad():
-            z = block(self._input(x), self._mask(key_mask))
-        return _output(z), _statistics(block)
+        return self.session(spec, params, method=method).call(x, key_mask, training=training)
 
     def steps(
         self, spec: Spec, params: Params, inputs: Sequence[Array], *, training: bool = False
     ) -> list[tuple[Array, Params]]:
         """Call one block on each input in turn."""
-        block = self._block(spec, params, inputs[0].dtype, training=training)
+        block = self._block(spec, params, training=training)
         return [(_output(block(self._input(x)).detach()), _statistics(block)) for x in inputs]
 
     def vjp(
@@ -84,10 +82,11 @@ class TorchDriver:
         method: str = "auto",
     ) -> tuple[Array, Params]:
         """Return the gradients of the input and of the parameters."""
-        block = self._block(spec, params, x.dtype, training=training, method=method)
-        given = self._input(x).requires_grad_()
-        block(given, self._mask(key_mask)).backward(self._input(dz))
-        return _output(given.grad), _gradients(block, [p.grad for p in block.parameters()])
+        return self.session(spec, params, method=method).gradients(x, dz, key_mask, training=training)[2:]
+
+    def session(self, spec: Spec, params: Params, *, method: str = "auto") -> Session:
+        """Return a block."""
+        return _Session(self._block(spec, params, method=method), self._input, self._mask)
 
     def hvp(
         self,
@@ -103,7 +102,7 @@ class TorchDriver:
         method: str = "auto",
     ) -> tuple[Array, Params]:
         """Return the gradients of <gradients, v>, reverse over reverse."""
-        block = self._block(spec, params, x.dtype, training=training, method=method)
+        block = self._block(spec, params, training=training, method=method)
         given = self._input(x).requires_grad_()
         names, tensors = zip(*block.named_parameters(), strict=True)
         every = (given, *tensors)
@@ -115,13 +114,13 @@ class TorchDriver:
         )
         product = torch.stack([(d * v).sum() for d, v in zip(first, directions, strict=True)]).sum()
         second = torch.autograd.grad(product, every, allow_unused=True, materialize_grads=True)
-        return _output(second[0]), _gradients(block, second[1:])
+        return _output(second[0]), _gradients(block, dict(zip(names, second[1:], strict=True)))
 
     def train(
         self, spec: Spec, params: Params, x: Array, target: Array, key_mask: Mask = None, *, steps: int, rate: float
     ) -> tuple[list[float], Params]:
         """Return the losses, mean squares of z - target, and the parameters of plain SGD in training mode."""
-        block = self._block(spec, params, x.dtype, training=True)
+        block = self._block(spec, params, training=True)
         optimizer, losses = torch.optim.SGD(block.parameters(), lr=rate), []
         for _ in range(steps):
             loss = functional.mse_loss(block(self._input(x), self._mask(key_mask)), self._input(target))
@@ -146,13 +145,12 @@ class TorchDriver:
 
     def attention(self, spec: Spec, params: Params, x: Array, positions: Any = None, key_mask: Mask = None) -> Array:
         """Return rows of the weights."""
-        block = self._block(spec, params, x.dtype)
+        block = self._block(spec, params)
         return _numpy(block.attention(self._input(x), positions, self._mask(key_mask)))
 
     def export(self, spec: Spec, params: Params) -> Params:
         """Take parameters in and give them out again."""
-        dtype = next(iter(params.values())).dtype if params else np.dtype("float32")
-        return self._block(spec, params, dtype).export_params()
+        return self._block(spec, params).export_params()
 
     def create(self, **options: Any) -> Spec:
         """Return the spec of a block with these options."""
@@ -182,7 +180,7 @@ class TorchDriver:
         """Return the output of a block compiled as one graph."""
         torch.compiler.reset()
         block = torch.compile(
-            self._block(spec, params, x.dtype, training=training, method=method),
+            self._block(spec, params, training=training, method=method),
             fullgraph=True,
             backend=self.compiler,
         )
@@ -194,42 +192,95 @@ class TorchDriver:
         self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None, *, method: str = "auto"
     ) -> Array:
         """Return the output under autocast."""
-        block = self._block(spec, params, x.dtype, method=method)
+        block = self._block(spec, params, method=method)
         with torch.no_grad(), torch.autocast(torch.device(self.device).type, getattr(torch, dtype)):
             return _output(block(self._input(x), self._mask(key_mask)))
 
-    def layouts(self, spec: Spec, params: Params, x: Array, key_mask: Mask = None) -> dict[str, tuple[Array, bool]]:
-        """Return the output for each memory layout of the input, and whether it has the same layout."""
-        block, mask = self._block(spec, params, x.dtype), self._mask(key_mask)
-        plain = self._input(x).contiguous()
+    def compiled_vjp(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        key_mask: Mask = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> Everything:
+        """Return the output and the gradients of a block of which both graphs are traced whole.
+
+        On a CPU they are run as they are: Inductor would take half a minute for each.
+        """
+        torch.compiler.reset()
+        block = self._block(spec, params, method=method)
+        on_cpu = torch.device(self.device).type == "cpu"
+        block.compile(fullgraph=True, backend="aot_eager" if on_cpu else self.compiler)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own imports
+            return _Session(block, self._input, self._mask).gradients(x, dz, key_mask, training=training)
+
+    def mixed_vjp(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        dtype: str,
+        key_mask: Mask = None,
+        *,
+        training: bool = False,
+        method: str = "auto",
+    ) -> Everything:
+        """Return the output and the gradients of a call under autocast."""
+        session = self.session(spec, params, method=method)
+        with torch.autocast(torch.device(self.device).type, getattr(torch, dtype)):
+            return session.gradients(x, dz, key_mask, training=training)
+
+    def mixed_attention(self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None) -> Array:
+        """Return rows of the weights under autocast."""
+        with torch.autocast(torch.device(self.device).type, getattr(torch, dtype)):
+            return self.attention(spec, params, x, None, key_mask)
+
+    def layouts(
+        self, spec: Spec, params: Params, x: Array, dz: Array, key_mask: Mask = None
+    ) -> dict[str, tuple[Array, Array, bool]]:
+        """Return the output and dx for each memory layout of the input or the mask, and whether z has that of x."""
+        block, mask = self._block(spec, params), self._mask(key_mask)
+        plain = self._input(x)
         last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim, torch.contiguous_format)
         layouts = {
             "contiguous": plain,
-            "channels last": plain.contiguous(memory_format=last),
+            "channels last": self._tensor(x).movedim(-1, 1),  # the memory of the array
             "transposed": plain.mT.contiguous().mT,
             "sliced": torch.stack([plain, plain], dim=-1)[..., 0],
         }
+        calls = {f"{name} input": (tensor, mask) for name, tensor in layouts.items()}
+        if mask is not None:
+            calls["input with a transposed mask"] = plain, mask.mT.contiguous().mT
+            calls["input with a sliced mask"] = plain, torch.stack([mask, ~mask], dim=-1)[..., 0]
         results = {}
-        with torch.no_grad():
-            for name, tensor in layouts.items():
-                z = block(tensor, mask)
-                wanted = last if name == "channels last" else torch.contiguous_format
-                kept = name in {"transposed", "sliced"} or z.is_contiguous(memory_format=wanted)
-                results[name] = (_output(z), kept)
+        for name, (tensor, valid) in calls.items():
+            given = tensor.detach().requires_grad_()
+            z = block(given, valid)
+            (dx,) = torch.autograd.grad(z, given, self._input(dz))
+            wanted = last if name == "channels last input" else torch.contiguous_format
+            is_regular = tensor.is_contiguous(memory_format=wanted)
+            kept = not is_regular or z.is_contiguous(memory_format=wanted)
+            results[name] = _output(z), _output(dx), kept
         return results
 
     def replaced(
         self, spec: Spec, params: Params, x: Array, dz: Array, layer: str, key_mask: Mask = None
     ) -> tuple[Array, tuple[Array, Params], Array, Callable[[], Params]]:
         """Return what a block with a doubled layer gives."""
-        block, given, mask = self._block(spec, params, x.dtype), self._input(x).requires_grad_(), self._mask(key_mask)
+        block, given, mask = self._block(spec, params), self._input(x).requires_grad_(), self._mask(key_mask)
         old: Any = block.get_submodule(layer)
         doubled = _Doubled(old.in_features, old.out_features, old.bias is not None, self.device, old.weight.dtype)
         doubled.load_state_dict(old.state_dict())
         setattr(block, layer, doubled)
         z = block(given, mask)
         z.backward(self._input(dz))
-        gradients = _output(given.grad), _gradients(block, [p.grad for p in block.parameters()])
+        gradients = _output(given.grad), _gradients(block, {name: p.grad for name, p in block.named_parameters()})
         return _output(z), gradients, _numpy(block.attention(given, None, mask)), block.export_params
 
     def network(self, layers: Params, shape: tuple[int, ...]) -> Network:  # noqa: ARG002 - the layers take any
@@ -247,11 +298,9 @@ class TorchDriver:
         torch.cuda.synchronize(self.device)
         return result, torch.cuda.max_memory_allocated(self.device) - before
 
-    def _block(
-        self, spec: Spec, params: Params, dtype: Any, *, training: bool = False, method: str = "auto"
-    ) -> NonLocalBlock:
-        kind = getattr(torch, dtype.name if np.issubdtype(dtype, np.floating) else "float32")
-        block = NonLocalBlock.from_spec(spec, method=method, device=self.device, dtype=kind)
+    def _block(self, spec: Spec, params: Params, *, training: bool = False, method: str = "auto") -> NonLocalBlock:
+        dtype = getattr(torch, dtype_of(params))
+        block = NonLocalBlock.from_spec(spec, method=method, device=self.device, dtype=dtype)
         block.import_params(params)
         return block.train(training)
 
@@ -262,13 +311,55 @@ class TorchDriver:
         return torch.from_numpy(a).to(self.device)
 
     def _input(self, a: Array) -> torch.Tensor:
-        return self._tensor(a).movedim(-1, 1) if a.ndim > 1 else self._tensor(a)
+        """Return an input with channels first, contiguous as PyTorch's usually are."""
+        return self._tensor(a).movedim(-1, 1).contiguous() if a.ndim > 1 else self._tensor(a)
 
     def _mask(self, key_mask: Mask) -> torch.Tensor | None:
         return None if key_mask is None else self._tensor(key_mask)
 
     def _options(self, options: dict[str, Any]) -> dict[str, Any]:
         return {name: self._tensor(a) if isinstance(a, np.ndarray) else a for name, a in options.items()}
+
+
+class _Session:
+    """A block."""
+
+    def __init__(self, block: NonLocalBlock, to_input: Callable[..., Any], to_mask: Callable[..., Any]) -> None:
+        self._block, self._input, self._mask = block, to_input, to_mask
+
+    def call(self, x: Array, key_mask: Mask = None, *, training: bool = False) -> tuple[Array, Params]:
+        """Return z and the running statistics."""
+        self._block.train(training)
+        with torch.no_grad():
+            z = self._block(self._input(x), self._mask(key_mask))
+        return _output(z), _statistics(self._block)
+
+    def gradients(self, x: Array, dz: Array, key_mask: Mask = None, *, training: bool = False) -> Everything:
+        """Return the gradients of the input and of the parameters that have one."""
+        block, given = self._block.train(training), self._input(x).requires_grad_()
+        leaves = {name: p for name, p in block.named_parameters() if p.requires_grad}
+        z = block(given, self._mask(key_mask))
+        dx, *found = torch.autograd.grad(z, (given, *leaves.values()), self._input(dz), allow_unused=True)
+        return _output(z), _statistics(block), _output(dx), _gradients(block, dict(zip(leaves, found, strict=True)))
+
+    def load(self, params: Params) -> None:
+        """Take parameters in."""
+        self._block.import_params(params)
+
+    def params(self) -> Params:
+        """Give the parameters out."""
+        return self._block.export_params()
+
+    def freeze(self, names: Collection[str]) -> None:
+        """Let parameters require no gradient."""
+        for name, parameter in self._block.named_parameters():
+            parameter.requires_grad_(name not in names)
+
+    def copies(self) -> dict[str, Session]:
+        """Return what copy and pickle make of the block."""
+        pickled: NonLocalBlock = pickle.loads(pickle.dumps(self._block))  # noqa: S301 - our own bytes
+        found = {"deepcopy": copy.deepcopy(self._block), "pickle": pickled}
+        return {name: _Session(block, self._input, self._mask) for name, block in found.items()}
 
 
 class _Doubled(nn.Linear):
@@ -295,10 +386,9 @@ def _numpy(a: torch.Tensor | None) -> Array:
     return a.numpy()
 
 
-def _gradients(block: NonLocalBlock, gradients: Iterable[torch.Tensor | None]) -> Params:
-    """Return the gradients of the parameters of a block, in order, under their names and in their canonical shapes."""
-    shapes, names = param_shapes(block.spec), (name for name, _ in block.named_parameters())
-    found = {name: _numpy(gradient) for name, gradient in zip(names, gradients, strict=True)}
+def _gradients(block: NonLocalBlock, gradients: Mapping[str, torch.Tensor | None]) -> Params:
+    """Return gradients of the parameters of a block as arrays in their canonical shapes."""
+    shapes, found = param_shapes(block.spec), {name: _numpy(gradient) for name, gradient in gradients.items()}
     return {name: a.reshape(shapes[name]) if a.dtype != object else a for name, a in found.items()}
 
 

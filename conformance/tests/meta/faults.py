@@ -6,11 +6,25 @@ import zlib
 
 import numpy as np
 import torch
-from faulty import FAULTS, derivatives, forms, interface, layers, masks, methods, networks, norms, numerics, positions
+from faulty import (
+    FAULTS,
+    derivatives,
+    dtypes,
+    forms,
+    interface,
+    layers,
+    masks,
+    methods,
+    networks,
+    norms,
+    numerics,
+    positions,
+    state,
+)
 
 from nonlocal_conformance.registry import bind
 
-TOPICS = (positions, forms, masks, norms, derivatives, methods, numerics, interface, layers, networks)
+TOPICS = (positions, forms, masks, norms, derivatives, methods, numerics, interface, layers, networks, state, dtypes)
 
 
 def pairs():

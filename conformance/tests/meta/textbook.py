@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 import torch
+from ml_dtypes import bfloat16
 from network import Networks
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -30,11 +31,11 @@ LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 @dataclasses.dataclass
 class Block:
-    """A block: its options, its parameters as tensors, and the dtype of its operands."""
+    """A block: its options, its parameters as tensors, and the dtype of its operands, that of the input if None."""
 
     spec: object
     params: dict
-    compute: torch.dtype
+    compute: torch.dtype | None
     notes: dict = dataclasses.field(default_factory=dict)
 
 
@@ -69,6 +70,49 @@ class Recomputed(torch.autograd.Function):
         options = {"create_graph": torch.is_grad_enabled(), "allow_unused": True, "materialize_grads": True}
         found = iter(torch.autograd.grad(result, needed, d, **options))
         return None, *(next(found) if a.requires_grad else None for a in given)
+
+
+class Session:
+    """A live block: the textbook's steps on one and the same block."""
+
+    def __init__(self, driver, block):
+        self.driver, self.block, self.frozen = driver, block, frozenset()
+
+    def call(self, x, key_mask=None, *, training=False):
+        """Return z and the running statistics."""
+        z = self.driver.call(self.block, self.driver.input(x), key_mask, training)
+        return self.driver.output(z), self.driver.statistics(self.block)
+
+    def gradients(self, x, dz, key_mask=None, *, training=False):
+        """Return z, the running statistics, and the gradients of the input and of what is not frozen."""
+        driver, given = self.driver, self.driver.input(x).requires_grad_()
+        leaves = driver.leaves(self.block, self.frozen)
+        z = driver.call(self.block, given, key_mask, training)
+        z.backward(driver.input(dz))
+        gradients = {name: driver.gradient(leaf) for name, leaf in leaves.items()}
+        return driver.output(z), driver.statistics(self.block), driver.output(given.grad), gradients
+
+    def load(self, params):
+        """Take parameters in."""
+        check_params(params, self.block.spec)
+        self.block.params = self.driver.build(self.block.spec, params).params
+
+    def params(self):
+        """Return copies of the parameters."""
+        return {name: a.detach().numpy().copy() for name, a in self.block.params.items()}
+
+    def freeze(self, names):
+        """Ask for no gradient of these parameters."""
+        self.frozen = frozenset(names)
+
+    def copies(self):
+        """Return a copy."""
+        block = self.block
+        return {
+            "build": Session(
+                self.driver, Block(block.spec, self.driver.build(block.spec, self.params()).params, block.compute)
+            )
+        }
 
 
 class Textbook(Networks):
@@ -332,8 +376,13 @@ class Textbook(Networks):
         is_last = x.is_contiguous(memory_format=last) and not x.is_contiguous()
         return z.contiguous(memory_format=last if is_last else torch.contiguous_format)
 
+    def on(self, block, x):
+        """Return the block with the dtype of its operands in a call on `x`."""
+        return dataclasses.replace(block, compute=block.compute or x.dtype)
+
     def call(self, block, x, key_mask=None, training=False):
         """Return z for `x` (B, C, *S) and `key_mask` (B, *S); in training the statistics move."""
+        block = self.on(block, x)
         mask, sets = self.mask(key_mask, x), self.sets(block.spec, x.shape[2:])
         flat, lost = self.admit(self.flatten(x), mask)
         counted = self.counted(mask, training)
@@ -347,6 +396,7 @@ class Textbook(Networks):
 
     def rows(self, block, x, positions, key_mask):
         """Return the rows of the weights at some positions (B, Q, M)."""
+        block = self.on(block, x)
         mask, sets = self.mask(key_mask, x), self.sets(block.spec, x.shape[2:])
         flat, lost = self.admit(self.flatten(x), mask)
         first = np.concatenate([windows[:, 0] for _, windows in sets])
@@ -372,7 +422,13 @@ class Textbook(Networks):
 
     def tensor(self, a):
         """Return a tensor that shares the memory of an array."""
-        return torch.as_tensor(np.asarray(a))
+        a = np.asarray(a)
+        return torch.as_tensor(a.view(np.int16)).view(torch.bfloat16) if a.dtype == bfloat16 else torch.as_tensor(a)
+
+    def array(self, a):
+        """Return an array that shares the memory of a tensor."""
+        a = a.detach()
+        return a.view(torch.int16).numpy().view(bfloat16) if a.dtype == torch.bfloat16 else a.numpy()
 
     def input(self, a):
         """Return an array with channels last as a tensor with channels first."""
@@ -380,18 +436,18 @@ class Textbook(Networks):
 
     def output(self, z):
         """Return a tensor with channels first as an array with channels last."""
-        return z.detach().movedim(1, -1).numpy()
+        return self.array(z.movedim(1, -1))
 
     def build(self, spec, params, dtype=None):
         """Return a block with a copy of these parameters."""
         tensors = {name: self.tensor(a).clone() for name, a in params.items()}
-        return Block(spec, tensors, dtype or next(iter(tensors.values())).dtype)
+        return Block(spec, tensors, dtype)
 
-    def leaves(self, block):
-        """Return the parameters that have gradients, by name."""
-        names = [name for name in block.params if name not in STATISTICS]
-        block.params.update({name: block.params[name].detach().requires_grad_() for name in names})
-        return {name: block.params[name] for name in names}
+    def leaves(self, block, frozen=()):
+        """Return the parameters that have gradients, by name; those that are frozen are constants."""
+        block.params.update({name: a.detach() for name, a in block.params.items()})
+        names = [name for name in block.params if name not in STATISTICS and name not in frozen]
+        return {name: block.params[name].requires_grad_() for name in names}
 
     def gradient(self, leaf):
         """Return the gradient of a parameter as an array; what nothing depends on has the gradient 0."""
@@ -404,8 +460,7 @@ class Textbook(Networks):
     def block(self, spec, params, x, key_mask=None, *, training=False, method="auto"):
         """Return z and the running statistics."""
         self.check(spec, params, x, key_mask, training, method)
-        block = self.build(spec, params)
-        return self.output(self.call(block, self.input(x), key_mask, training)), self.statistics(block)
+        return self.session(spec, params, method=method).call(x, key_mask, training=training)
 
     def steps(self, spec, params, inputs, *, training=False):
         """Call one block on each input in turn."""
@@ -415,10 +470,11 @@ class Textbook(Networks):
     def vjp(self, spec, params, x, dz, key_mask=None, *, training=False, method="auto"):
         """Return the gradients of the input and of the parameters."""
         self.check(spec, params, x, key_mask, training, method)
-        block = self.build(spec, params)
-        leaves, given = self.leaves(block), self.input(x).requires_grad_()
-        self.call(block, given, key_mask, training).backward(self.input(dz))
-        return self.output(given.grad), {name: self.gradient(leaf) for name, leaf in leaves.items()}
+        return self.session(spec, params, method=method).gradients(x, dz, key_mask, training=training)[2:]
+
+    def session(self, spec, params, *, method="auto"):  # noqa: ARG002 - it has one
+        """Return a live block."""
+        return Session(self, self.build(spec, params))
 
     def hvp(self, spec, params, x, dz, vx, vparams, key_mask=None, *, training=False, method="auto"):
         """Return the gradients of <gradients, v>."""
@@ -478,7 +534,7 @@ class Textbook(Networks):
         self.check(spec, params, x, key_mask)
         queries = math.prod(x.shape[1:-1])
         chosen = np.arange(queries) if positions is None else check_positions(positions, queries)
-        return self.rows(self.build(spec, params), self.input(x), chosen, key_mask).numpy()
+        return self.array(self.rows(self.build(spec, params), self.input(x), chosen, key_mask))
 
     def export(self, spec, params):
         """Take parameters in and give them out again."""
@@ -515,23 +571,66 @@ class Textbook(Networks):
         graph = make_fx(lambda a: self.call(self.build(spec, params), a, key_mask, training))(given + 1)
         return self.output(graph(given))
 
+    def compiled_vjp(self, spec, params, x, dz, key_mask=None, *, training=False, method="auto"):
+        """Return z, the statistics and the gradients by a graph that was traced on another input."""
+        self.check(spec, params, x, key_mask, training, method)
+        kept = self.build(spec, params).params
+
+        def run(x, dz, *tensors):
+            block = Block(spec, dict(zip(kept, (a.clone() for a in tensors), strict=True)), None)
+            leaves, given = self.leaves(block), x.detach().requires_grad_()
+            z = self.call(block, given, key_mask, training)
+            found = torch.autograd.grad(z, [given, *leaves.values()], dz, materialize_grads=True)
+            return (
+                z.detach(),
+                {name: a.detach() for name, a in block.params.items()},
+                dict(zip(["x", *leaves], found, strict=True)),
+            )
+
+        arguments = self.input(x), self.input(dz), *kept.values()
+        z, moved, found = make_fx(run)(arguments[0] + 1, *arguments[1:])(*arguments)
+        dx, statistics = self.output(found.pop("x")), self.statistics(Block(spec, moved, None))
+        return self.output(z), statistics, dx, {name: self.array(d) for name, d in found.items()}
+
+    def mixed_vjp(self, spec, params, x, dz, dtype, key_mask=None, *, training=False, method="auto"):
+        """Return z, the statistics and the gradients with operands of half precision."""
+        self.check(spec, params, x, key_mask, training, method)
+        return Session(self, self.build(spec, params, getattr(torch, dtype))).gradients(
+            x, dz, key_mask, training=training
+        )
+
+    def mixed_attention(self, spec, params, x, dtype, key_mask=None):
+        """Return the rows of the weights with operands of half precision."""
+        self.check(spec, params, x, key_mask)
+        return self.array(
+            self.rows(self.build(spec, params, getattr(torch, dtype)), self.input(x), slice(None), key_mask)
+        )
+
     def mixed(self, spec, params, x, dtype, key_mask=None, *, method="auto"):
         """Return the output with operands of half precision."""
         self.check(spec, params, x, key_mask, method=method)
         block = self.build(spec, params, getattr(torch, dtype))
         return self.output(self.call(block, self.input(x), key_mask))
 
-    def layouts(self, spec, params, x, key_mask=None):
-        """Return the output for each memory layout of the input, and whether it has the same layout."""
+    def layouts(self, spec, params, x, dz, key_mask=None):
+        """Return z and dx for each memory layout of the input or the mask, and whether z has that of x."""
         block, plain = self.build(spec, params), self.input(x).contiguous()
         last = LAST.get(x.ndim, torch.contiguous_format)
         inputs = {
-            "contiguous": (plain, torch.contiguous_format),
-            "channels last": (plain.contiguous(memory_format=last), last),
-            "transposed": (plain.mT.contiguous().mT, torch.contiguous_format),
+            "contiguous input": (plain, key_mask, torch.contiguous_format),
+            "channels last input": (self.input(x), key_mask, last),
+            "transposed input": (plain.mT.contiguous().mT, key_mask, torch.contiguous_format),
         }
-        outputs = {name: (self.call(block, a, key_mask), layout) for name, (a, layout) in inputs.items()}
-        return {name: (self.output(z), z.is_contiguous(memory_format=layout)) for name, (z, layout) in outputs.items()}
+        if key_mask is not None:
+            turned = np.ascontiguousarray(key_mask.T).T
+            inputs["input with a transposed mask"] = plain, turned, torch.contiguous_format
+        results = {}
+        for name, (a, mask, layout) in inputs.items():
+            given = a.detach().requires_grad_()
+            z = self.call(block, given, mask)
+            (dx,) = torch.autograd.grad(z, given, self.input(dz))
+            results[name] = self.output(z), self.output(dx), z.is_contiguous(memory_format=layout)
+        return results
 
     def exported(self, block):
         """Return the parameters that a block computes with."""
