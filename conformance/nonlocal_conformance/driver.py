@@ -112,7 +112,7 @@ class Gradients(Protocol):
         training: bool = False,
         method: str = "auto",
     ) -> tuple[Array, Params]:
-        """Return the gradients of the input and of every parameter, from that of z."""
+        """Return the gradients of the input and of every parameter but the running statistics, from that of z."""
 
 
 class SecondDerivatives(Protocol):

@@ -6,6 +6,9 @@ header that says what is tested. It is no pytest11 entry point, which would load
 
 from __future__ import annotations
 
+import textwrap
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,14 +16,16 @@ from typing import Any
 import pytest
 
 from nonlocal_conformance import loader
-from nonlocal_conformance.registry import Unsupported, bind
-from nonlocal_conformance.runner import match_expected
+from nonlocal_conformance.registry import Unsupported, bind, without_case
+from nonlocal_conformance.runner import NOTHING_TESTED, match_expected
 from nonlocal_core import SPECIFICATION_VERSION, __version__
 from nonlocal_core.files.regular import read_file
 
 __all__ = ["read_expected"]
 
 _CELL = "conformance cell"
+_COLUMNS = {"passed": "passed", "failed": "failed", "xfailed": "expected failure", "skipped": "not expressible"}
+_LONGEST = 5
 _DRIVERS = pytest.StashKey[tuple[list[Any], dict[str, str]]]()
 _REASONS = pytest.StashKey[dict[str, str]]()
 
@@ -106,31 +111,60 @@ def _parameters(config: pytest.Config) -> Iterator[Any]:
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Note what ran for the table, and report what an implementation cannot express as skipped."""
     bound = getattr(item, "funcargs", {}).get("bound_check")
-    if bound is not None:
-        item.user_properties.append((_CELL, (bound.check.name, bound.driver.name)))
+    start = time.process_time()
     try:
         return (yield)
     except Unsupported as answer:
         pytest.skip(str(answer))
+    finally:
+        if bound is not None:
+            cell = (bound.check.name, bound.driver.name, time.process_time() - start)
+            item.user_properties.append((_CELL, cell))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print one table, check by backend, of how many cases passed."""
-    cells: dict[tuple[str, str], list[bool]] = {}
-    for outcome in ("passed", "failed", "xfailed", "skipped"):
-        for report in terminalreporter.stats.get(outcome, []):
-            for name, cell in getattr(report, "user_properties", []):
-                if name == _CELL:
-                    cells.setdefault(tuple(cell), []).append(outcome == "passed")
-    if not cells:
-        return
-    names = sorted({driver for _, driver in cells})
-    terminalreporter.section("non-local conformance: cases that passed")
-    terminalreporter.line("".join([f"{'check':24}", *(f"{name:>14}" for name in names)]))
-    for check in sorted({check for check, _ in cells}):
-        counts = [cells.get((check, name)) for name in names]
-        shown = ["-" if c is None else f"{sum(c)}" if all(c) else f"{sum(c)} of {len(c)}" for c in counts]
-        terminalreporter.line("".join([f"{check:24}", *(f"{text:>14}" for text in shown)]))
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Let a run fail in which everything was skipped."""
+    outcomes = {outcome for outcome, *_ in _cells(session.config.pluginmanager.get_plugin("terminalreporter"))}
+    if outcomes == {"skipped"} and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _cells(terminalreporter: pytest.TerminalReporter | None) -> list[tuple[str, str, str, float]]:
+    """Return outcome, check, backend and seconds of all that ran, nothing in a process that reports to another."""
+    return [
+        (outcome, *cell)
+        for outcome in _COLUMNS
+        for report in (terminalreporter.stats.get(outcome, []) if terminalreporter else [])
+        for name, cell in getattr(report, "user_properties", [])
+        if name == _CELL
+    ]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print a table for each backend, of what came of the cases of each check, and what took the time."""
+    cells, line = _cells(terminalreporter), terminalreporter.line
+    for driver in config.stash[_DRIVERS][0]:
+        counts = Counter((check, outcome) for outcome, check, name, _ in cells if name == driver.name)
+        if not counts:
+            continue
+        terminalreporter.section(f"non-local conformance: cases of {driver.name}")
+        line("".join([f"{'check':25}", *(f"{title:>{len(title) + 3}}" for title in _COLUMNS.values())]))
+        for check in [*sorted({check for check, _ in counts}), "all"]:
+            found = [sum(n for (c, o), n in counts.items() if o == of and check in {c, "all"}) for of in _COLUMNS]
+            shown = zip(found, _COLUMNS.values(), strict=True)
+            line("".join([f"{check:25}", *(f"{n or '-':>{len(title) + 3}}" for n, title in shown)]))
+        if absent := without_case(driver):
+            line(textwrap.fill(f"no case: {', '.join(absent)}", 79, subsequent_indent="  "))
+    if cells:
+        seconds: dict[str, float] = {}
+        for _, check, _, taken in cells:
+            seconds[check] = seconds.get(check, 0.0) + taken
+        line(f"{sum(seconds.values()):.1f} s of processor time, most of it in:")
+        for check, taken in sorted(seconds.items(), key=lambda item: -item[1])[:_LONGEST]:
+            line(f"  {check:26}{taken:8.1f} s")
+        if {outcome for outcome, *_ in cells} == {"skipped"}:
+            line(NOTHING_TESTED, red=True)
 
 
 def read_expected(path: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from nonlocal_core import NonLocalSpec
 from nonlocal_core.errors import fail_type, fail_value
 from nonlocal_core.planning import METHODS, serves
 
-__all__ = ["CHECKS", "Bound", "Check", "Unsupported", "bind", "check", "methods_of"]
+__all__ = ["CHECKS", "Bound", "Check", "Unsupported", "bind", "check", "methods_of", "without_case"]
 
 Run = Callable[[Any, Case, str], None]
 
@@ -136,13 +136,24 @@ def methods_of(driver: Driver, spec: NonLocalSpec) -> tuple[str, ...]:
     return tuple(name for name in found if name != "auto") or found
 
 
-def _bind(driver: Driver) -> Iterator[Bound]:
-    widest = max(driver.dtypes, key=lambda name: np.dtype(name).itemsize)
+def without_case(driver: Driver) -> list[str]:
+    """Return the checks of the capabilities of a driver that apply to none of its cases."""
+    bound = {one.check.name for one in bind(driver)}
+    return [one.name for one in _checks_of(driver) if one.name not in bound]
+
+
+def _checks_of(driver: Driver) -> list[Check]:
+    """Return the checks of the capabilities of a driver."""
     # What a class says of itself: a driver derived from that of the reference is none.
     is_reference = vars(type(driver)).get("is_reference", False)
-    checks = [
+    return [
         one for one in CHECKS.values() if one.needs <= driver.capabilities and not (one.by_reference and is_reference)
     ]
+
+
+def _bind(driver: Driver) -> Iterator[Bound]:
+    widest = max(driver.dtypes, key=lambda name: np.dtype(name).itemsize)
+    checks = _checks_of(driver)
     seen: dict[str, set[Hashable]] = defaultdict(set)
     # One case after the other: what a framework compiles for it then serves all its checks.
     for case in getattr(driver, "cases", tuple(CASES.values())):

@@ -6,6 +6,7 @@ import dataclasses
 import fnmatch
 import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -15,6 +16,9 @@ from nonlocal_core.arguments import check_choice
 __all__ = ["ConformanceError", "Result", "parametrize_with_checks", "run_checks"]
 
 Outcome = Literal["passed", "failed", "expected failure", "unexpected pass", "unsupported"]
+
+
+NOTHING_TESTED = "Nothing was tested: no check applies to a case that the driver can express."
 
 
 class ConformanceError(AssertionError):
@@ -30,12 +34,14 @@ class Result:
         id: "check-case-dtype".
         outcome: "passed", "failed", "expected failure", "unexpected pass" or "unsupported".
         message: what went wrong, or why that was expected.
+        seconds: the processor time that it took in this process, which other processes do not lengthen.
     """
 
     check: str
     id: str
     outcome: Outcome
     message: str = ""
+    seconds: float = dataclasses.field(default=0.0, compare=False)
 
     @property
     def is_wrong(self) -> bool:
@@ -65,7 +71,8 @@ def run_checks(
         One result for each check, case and dtype.
 
     Raises:
-        ConformanceError: if a check fails that was not expected to, or passes that was expected to fail.
+        ConformanceError: if a check fails that was not expected to, or passes that was expected to fail, or if nothing
+            was tested, as the driver can express none of its cases.
         ValueError: if a key of `expected_failures` matches no check, or `on_failure` is neither word.
 
     Example:
@@ -82,13 +89,17 @@ def run_checks(
     results = []
     for number, one in enumerate(bound, 1):
         _show(f"{number} of {len(bound)}: {one.id}")
-        results.append(_result(one, reasons.get(one.id)))
+        start = time.process_time()
+        result = _result(one, reasons.get(one.id))
+        results.append(dataclasses.replace(result, seconds=time.process_time() - start))
         _show("")
         on_result(results[-1])
     wrong = [result for result in results if result.is_wrong]
     if wrong and on_failure == "raise":
         lines = [f"{result.outcome}: {result.id}: {result.message}" for result in wrong]
         raise ConformanceError("\n".join([f"{len(wrong)} of {len(results)} checks went wrong", *lines]))
+    if on_failure == "raise" and all(result.outcome == "unsupported" for result in results):
+        raise ConformanceError(NOTHING_TESTED)
     return results
 
 
@@ -101,7 +112,7 @@ def parametrize_with_checks(driver: Any, *, expected_failures: Mapping[str, str]
 
     Returns:
         A decorator that fills in the argument `check` of the test, which must call it. What the implementation
-        cannot express is skipped with its reason.
+        cannot express is skipped with its reason; where that is all of it, the last one fails.
 
     Raises:
         ValueError: if a key of `expected_failures` matches no check.
@@ -116,11 +127,12 @@ def parametrize_with_checks(driver: Any, *, expected_failures: Mapping[str, str]
 
     bound = bind(driver)
     reasons = match_expected(bound, expected_failures)
+    left = {one.id for one in bound}
     return pytest.mark.parametrize(
         "check",
         [
             pytest.param(
-                _or_skipped(one),
+                _or_skipped(one, left),
                 id=one.id,
                 marks=[pytest.mark.xfail(reason=reasons[one.id], strict=True)] if one.id in reasons else [],
             )
@@ -129,14 +141,20 @@ def parametrize_with_checks(driver: Any, *, expected_failures: Mapping[str, str]
     )
 
 
-def _or_skipped(one: Bound) -> Callable[[], None]:
-    """Return a call of a check that skips the test where the implementation cannot express the case."""
+def _or_skipped(one: Bound, left: set[str]) -> Callable[[], None]:
+    """Return a call of a check that skips the test where the implementation cannot express the case.
+
+    It takes its id from those that are left; the last one fails.
+    """
     import pytest
 
     def check() -> None:
         try:
             one()
         except Unsupported as answer:
+            left.discard(one.id)
+            if not left:
+                pytest.fail(NOTHING_TESTED)
             pytest.skip(str(answer))
 
     return check

@@ -53,6 +53,7 @@ def _blocks(case: Case) -> Iterator[Wrong]:
         "channels": x[..., :-1],
         "empty axis": x[:, :0],
         "integers": x.astype(np.int64),
+        "truths": x > 0,
         "complex numbers": x.astype(np.complex64),
     }
     for what, wrong in inputs.items():
@@ -60,6 +61,10 @@ def _blocks(case: Case) -> Iterator[Wrong]:
     masks = {
         "of another shape": mask[:, :-1],
         "for one sample": mask[:1],
+        "of flat positions": mask.reshape(len(x), -1),
+        "of one row": mask[:, :1],
+        "of one row for all samples": mask[:1, :1],
+        "with an axis of channels": mask[..., None],
         "without an axis": np.ones((), bool),
         "of numbers": mask.astype(np.float32),
     }
@@ -67,6 +72,10 @@ def _blocks(case: Case) -> Iterator[Wrong]:
         yield Wrong(f"mask {what}", "key_mask", methodcaller("block", spec, params, x, wrong.copy()))
     groups, frames = spec.replace(group_size=2), np.stack([x, x, x], axis=1)
     yield Wrong("window", "subsample", methodcaller("block", spec.replace(subsample=6), params, x))
+    yield Wrong("rank of the window", "x", methodcaller("block", spec.replace(subsample=(2, 2, 2)), params, x))
+    for dtype in (np.int64, bool):
+        whole = {name: a.astype(dtype) for name, a in params.items()}
+        yield Wrong(f"parameters of {dtype.__name__}", "params['theta.weight']", methodcaller("block", spec, whole, x))
     yield Wrong("rank", "x", methodcaller("block", spec.replace(axes="space"), params, x))
     yield Wrong("axis", "axes", methodcaller("block", spec.replace(axes=(0, 2)), params, x))
     yield Wrong("groups", "group_size", methodcaller("block", groups, params, frames))
@@ -191,6 +200,15 @@ def errors(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - error
     for group, calls in _CALLS.items():
         if group == "block" or group in driver.capabilities:
             _assert_refused(driver, calls(case))
+
+
+@check("errors", "vjp", cases=_is_one, first=_is_one, every_dtype=False)
+def wrong_gradients(driver: Any, case: Case, dtype: str) -> None:
+    """A gradient of z in another shape is refused, in whatever words, and not broadcast."""
+    data = case.data(dtype)
+    for what, dz in {"one sample": data.dz[:1], "one channel": data.dz[..., :1], "one row": data.dz[:, :1]}.items():
+        found = outcome(methodcaller("vjp", case.spec, data.params, data.x, dz.copy()), driver)
+        require(found != "no error", f"a gradient of z for {what} must be refused")
 
 
 @check("errors", "create", cases=_is_one, first=_is_one, every_dtype=False)

@@ -34,7 +34,7 @@ def _parameters(case: Case) -> tuple[Any, ...]:
 
 @check("initial", first=lambda case: (case.spec.pairwise == "concatenation", case.spec.norm), every_dtype=False)
 def start(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - a start has its own dtype
-    """New weights have mean 0 and standard deviation 0.01, each of its own; what is fixed has its value exactly."""
+    """New weights are normal, mean 0, standard deviation 0.01, each of its own; what is fixed has its value exactly."""
     for zero_init in (True, False):
         options = {**case.options, "channels": 96, "inner_channels": 80, "zero_init": zero_init}
         spec = NonLocalSpec(**options)
@@ -51,6 +51,9 @@ def start(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - a star
             require(off < DEVIATIONS, f"the mean of new {name} is {off:.1f} standard errors from {mean}")
             off = abs(float(params[name].std()) - deviation) / (deviation / (2 * size) ** 0.5)
             require(off < DEVIATIONS, f"the deviation of new {name} is {off:.1f} standard errors from {deviation}")
+            fourth = float(np.mean(((params[name] - mean) / deviation) ** 4))
+            off = abs(fourth / float(params[name].std() / deviation) ** 4 - 3) / (24 / size) ** 0.5
+            require(off < DEVIATIONS, f"the kurtosis of new {name} is {off:.1f} standard errors from 3, the normal one")
         drawn = [name for name in ("theta.weight", "phi.weight", "g.weight") if name in params]
         for one, other in itertools.combinations(drawn, 2):
             require(not np.array_equal(params[one], params[other]), f"new {one} and {other} must not be equal")

@@ -60,15 +60,15 @@ def saturated_softmax(driver: Any, case: Case, dtype: str) -> None:
 
 @check("attention", cases=lambda case: not case.training, by_reference=True)
 def attention(driver: Any, case: Case, dtype: str) -> None:
-    """The rows of the weights equal the reference's: all of them, and chosen ones in the chosen order."""
+    """The rows of the weights equal the reference's: all of them, chosen ones in the chosen order, and none."""
     data, spec = case.data(dtype), case.spec
     wide = data.wide()
     expected = nlc.attention(wide.x, wide.params, spec, key_mask=wide.key_mask)
     rows = driver.attention(spec, data.params, data.x, key_mask=data.key_mask)
     assert_close("attention", rows, expected, dtype=dtype)
-    chosen = [expected.shape[1] - 1, 0, expected.shape[1] // 2]
-    some = driver.attention(spec, data.params, data.x, chosen, data.key_mask)
-    assert_close("attention of chosen positions", some, expected[:, chosen], dtype=dtype)
+    for chosen in ([expected.shape[1] - 1, 0, expected.shape[1] // 2], []):
+        some = driver.attention(spec, data.params, data.x, chosen, data.key_mask)
+        assert_close(f"attention of the positions {chosen}", some, expected[:, chosen], dtype=dtype)
 
 
 def op_arrays(case: Case, dtype: str) -> tuple[dict[str, Array], dict[str, Any], Array]:

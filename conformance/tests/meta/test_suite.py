@@ -74,6 +74,19 @@ class Crashing(Small):
         return 1 / 0
 
 
+class Nothing(Small):
+    """Unable to express any case."""
+
+    cases = (CASES["affine"],)
+    capabilities = frozenset({"op", "train"})
+
+    def block(self, *_, **__):
+        message = "there is no block"
+        raise Unsupported(message)
+
+    op = train = block
+
+
 def outcomes(results):
     return collections.Counter(result.outcome for result in results)
 
@@ -185,6 +198,24 @@ def test_an_expected_failure_must_have_a_reason(reason):
         run_checks(Small(), expected_failures={"forward": reason})
 
 
+def test_a_run_in_which_nothing_was_tested_fails():
+    with pytest.raises(ConformanceError, match="Nothing was tested"):
+        run_checks(Nothing())
+    assert set(outcomes(run_checks(Nothing(), on_failure="return"))) == {"unsupported"}
+
+
+def test_a_result_has_the_processor_time_that_it_took():
+    seconds = [result.seconds for result in run_checks(Small())]
+    assert min(seconds) >= 0
+    assert 0 < sum(seconds) < 60
+
+
+def test_the_checks_without_a_case_are_those_of_the_capabilities_alone():
+    absent = registry.without_case(Nothing())
+    assert {"trajectory", "errors", "gradients"} & set(absent) == {"trajectory"}
+    assert not set(absent) & {bound.check.name for bound in registry.bind(Nothing())}
+
+
 def test_what_follows_a_failure_must_be_one_of_two_words():
     with pytest.raises(ValueError, match="`on_failure` must be one of 'raise', 'return'"):
         run_checks(Shifted(), on_failure="ignore")
@@ -221,6 +252,14 @@ class WithoutNorm(Small):
         if spec.norm:
             raise Unsupported("there is no norm")
         return super().block(spec, *args, **options)
+
+class Nothing(Small):
+    name = "nothing"
+    cases = (CASES["affine"],)
+    capabilities = frozenset({"train"})
+    def block(self, *_, **__):
+        raise Unsupported("there is no block")
+    train = block
 """
 
 
@@ -268,6 +307,13 @@ def test_ones_own_test_skips_what_cannot_be_expressed(own):
     result.assert_outcomes(skipped=skipped, passed=count(WithoutNorm) - skipped)
 
 
+def test_ones_own_test_fails_at_its_last_case_where_nothing_was_tested(own):
+    own.makepyfile(TESTS_OF_ONES_OWN.format(driver="Nothing", expected={}))
+    result = own.runpytest()
+    result.stdout.fnmatch_lines(["*Nothing was tested: *"])
+    result.stdout.fnmatch_lines(["*1 failed, * skipped*"])
+
+
 def test_ones_own_test_must_name_checks_that_run():
     with pytest.raises(ValueError, match="`expected_failures` must name checks that run"):
         parametrize_with_checks(Small(), expected_failures={"forwards": "typo"})
@@ -304,9 +350,34 @@ def test_the_plugin_says_what_is_tested(run_plugin):
     )
 
 
-def test_the_plugin_prints_how_many_cases_passed(run_plugin):
-    result = run_plugin(*backend("Small", "WithoutNorm"))
-    result.stdout.fnmatch_lines(["check *small*without", "forward *3* 2 of 3"])
+def test_the_plugin_prints_what_came_of_the_cases_of_each_backend(run_plugin):
+    result = run_plugin(*backend("Small", "WithoutNorm", "Crashing"))
+    header = "check * passed   failed   expected failure   not expressible"
+    result.stdout.fnmatch_lines(
+        [
+            *("*: cases of small *", header, "forward * 3 * - * - * -", "no case: *"),
+            *("*: cases of without *", header, "forward * 2 * - * - * 1"),
+            *("*: cases of crashing *", header, "operation * - * 2 * - * -"),
+        ]
+    )
+    start = next(number for number, text in enumerate(result.outlines) if "cases of small" in text)
+    assert (
+        max(map(len, itertools.takewhile(lambda text: "short test summary" not in text, result.outlines[start:]))) <= 80
+    )
+
+
+def test_the_plugin_prints_what_took_the_time(run_plugin):
+    lines = run_plugin(*backend("Small")).outlines
+    start = next(number for number, text in enumerate(lines) if text.endswith(" s of processor time, most of it in:"))
+    seconds = [float(text.split()[1]) for text in lines[start + 1 : start + 6]]
+    assert seconds == sorted(seconds, reverse=True)
+
+
+def test_a_run_of_the_plugin_in_which_nothing_was_tested_fails(run_plugin):
+    result = run_plugin(*backend("Nothing"))
+    result.stdout.fnmatch_lines(["Nothing was tested: *"])
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert run_plugin(*backend("Nothing", "Small")).ret == pytest.ExitCode.OK
 
 
 @pytest.mark.parametrize(

@@ -387,3 +387,64 @@ def a_fraction_of_channels_is_cut(self, **options):
 def a_block_of_anything_is_begun(self, spec, seed=0):
     """What is no spec is asked for what a spec has."""
     return {"out.bias": np.zeros(spec.channels)}
+
+
+@fault("start", "start")
+def new_weights_are_uniform(self, spec, name, shape):
+    """They have the mean and the deviation of normal ones."""
+    start = Textbook.start(self, spec, name, shape)
+    return (torch.rand(shape) - 0.5) * 12**0.5 * 0.01 if start.any() and "norm" not in name else start
+
+
+@fault("start", "start")
+def new_weights_are_normal_within_two_deviations(self, spec, name, shape):
+    """Their tails are cut off, and the deviation is mended. The initializers of Keras and Flax do so by default."""
+    start = Textbook.start(self, spec, name, shape)
+    return (
+        torch.nn.init.trunc_normal_(start, std=1, a=-2, b=2) * (0.01 / 0.8796)
+        if start.any() and "norm" not in name
+        else start
+    )
+
+
+@fault("attention", "attention")
+def no_position_means_all(self, spec, params, x, positions=None, key_mask=None):
+    """An empty list is taken for None."""
+    return Textbook.attention(self, spec, params, x, positions or None, key_mask)
+
+
+@fault("block", "errors")
+def a_flat_mask_is_accepted(self, spec, params, x, key_mask=None, **options):
+    """A mask (B, N) is laid on the grid."""
+    if key_mask is not None and key_mask.size == x[..., 0].size:
+        key_mask = key_mask.reshape(x.shape[:-1])
+    return Textbook.block(self, spec, params, x, key_mask, **options)
+
+
+@fault("block", "errors")
+def a_mask_of_one_row_is_broadcast(self, spec, params, x, key_mask=None, **options):
+    """A spatial axis of the mask may be 1."""
+    if key_mask is not None and key_mask.ndim == x.ndim - 1 and len(key_mask) == len(x):
+        key_mask = np.broadcast_to(key_mask, x.shape[:-1]) if key_mask.shape[1] == 1 else key_mask
+    return Textbook.block(self, spec, params, x, key_mask, **options)
+
+
+@fault("block", "errors")
+def a_window_of_another_rank_is_cut(self, spec, params, x, *args, **options):
+    """Of three lengths an image takes two."""
+    if isinstance(spec.subsample, tuple):
+        spec = spec.replace(subsample=spec.subsample[: x.ndim - 2])
+    return Textbook.block(self, spec, params, x, *args, **options)
+
+
+@fault("block", "errors")
+def parameters_of_integers_are_converted(self, spec, params, x, *args, **options):
+    """They are computed with in the dtype of the input."""
+    wide = {name: a.astype(x.dtype) if a.dtype.kind in "ib" else a for name, a in params.items()}
+    return Textbook.block(self, spec, wide, x, *args, **options)
+
+
+@fault("vjp", "wrong_gradients")
+def the_gradient_of_one_sample_is_broadcast(self, spec, params, x, dz, *args, **options):
+    """It counts for the whole batch."""
+    return Textbook.vjp(self, spec, params, x, np.broadcast_to(dz, x.shape).copy(), *args, **options)
