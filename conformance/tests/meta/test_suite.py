@@ -212,7 +212,7 @@ def test_a_result_has_the_processor_time_that_it_took():
 
 def test_the_checks_without_a_case_are_those_of_the_capabilities_alone():
     absent = registry.without_case(Nothing())
-    assert {"trajectory", "errors", "gradients"} & set(absent) == {"trajectory"}
+    assert {"statistics", "errors", "gradients"} & set(absent) == {"statistics"}
     assert not set(absent) & {bound.check.name for bound in registry.bind(Nothing())}
 
 
@@ -357,7 +357,7 @@ def test_the_plugin_prints_what_came_of_the_cases_of_each_backend(run_plugin):
         [
             *("*: cases of small *", header, "forward * 3 * - * - * -", "no case: *"),
             *("*: cases of without *", header, "forward * 2 * - * - * 1"),
-            *("*: cases of crashing *", header, "operation * - * 2 * - * -"),
+            *("*: cases of crashing *", header, "operation * - * 3 * - * -"),
         ]
     )
     start = next(number for number, text in enumerate(result.outlines) if "cases of small" in text)
