@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.func import functional_call
+from torch.nn.utils.stateless import _reparametrize_module
 
 from nonlocal_core.errors import fail_type, fail_value
 from nonlocal_core.geometry import Sets
@@ -33,7 +33,11 @@ _OWN_NORMS = (nn.BatchNorm1d.forward, nn.SyncBatchNorm.forward, Scale.forward)
 
 def is_spread(*tensors: Any) -> bool:
     """Return whether any of these is a DTensor."""
-    return any(hasattr(a, "full_tensor") for a in tensors)
+    if not distributed.is_available() or all(a is None or type(a) in (Tensor, nn.Parameter) for a in tensors):
+        return False
+    from torch.distributed.tensor import DTensor  # where there is one, it is imported
+
+    return any(isinstance(a, DTensor) for a in tensors)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,17 +140,6 @@ class _SumOver(torch.autograd.Function):
 sum_over: Callable[[Tensor, ProcessGroup | None], Tensor] = _SumOver.apply
 
 
-class _Call(nn.Module):
-    """A method of a block as a module, whose parameters can be exchanged for one call."""
-
-    def __init__(self, block: nn.Module, call: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.block, self.call = block, call
-
-    def forward(self, *arguments: Any) -> Tensor:
-        return self.call(*arguments)
-
-
 def call_spread(block: nn.Module, spec: NonLocalSpec, call: Callable[..., Tensor], x: Tensor, key_mask: Any) -> Tensor:
     """Return what `call(x, key_mask, spread)` makes of what this device holds, as a DTensor like `x`.
 
@@ -170,10 +163,21 @@ def call_spread(block: nn.Module, spec: NonLocalSpec, call: Callable[..., Tensor
 def call_with(
     own: Callable[[str, Any], Tensor], block: nn.Module, call: Callable[..., Tensor], *arguments: Any
 ) -> Tensor:
-    """Return what a method of a block gives where `own(name, a)` stands for each parameter that is a DTensor."""
+    """Return what a method of a block gives where `own(name, a)` stands for each parameter that is a DTensor.
+
+    A layer that FSDP shards by itself is left to FSDP, which brings its parameters together when it is called.
+    """
     tensors = chain(block.named_parameters(), block.named_buffers())
-    found = {f"block.{name}": own(name, a) for name, a in tensors if is_spread(a)}
-    return functional_call(_Call(block, call), found, arguments) if found else call(*arguments)
+    spread = {name: a for name, a in tensors if is_spread(a)}
+    if spread:
+        from torch.distributed.fsdp import FSDPModule
+
+        alone = [f"{name}." for name, layer in block.named_modules() if name and isinstance(layer, FSDPModule)]
+        spread = {name: a for name, a in spread.items() if not name.startswith(tuple(alone))}
+    if not spread:
+        return call(*arguments)
+    with _reparametrize_module(block, {name: own(name, a) for name, a in spread.items()}):
+        return call(*arguments)
 
 
 def _spread_of(spec: NonLocalSpec, x: Tensor, key_mask: Any) -> Spread:
@@ -185,19 +189,25 @@ def _spread_of(spec: NonLocalSpec, x: Tensor, key_mask: Any) -> Spread:
             raise fail_type(name, "be a DTensor, as the other is: `x` and `key_mask` are cut alike", a)
     given = cast("DTensor", x)
     mesh, places = given.device_mesh, given.placements
-    if any(type(place) not in {Replicate, Shard} or place == Shard(1) for place in places):
+    # A strided shard has a `split_factor`; a compiler does not know the types of placements.
+    is_served = [
+        p.is_replicate() or (p.is_shard() and not p.is_shard(1) and not hasattr(p, "split_factor")) for p in places
+    ]
+    if not all(is_served):
         raise fail_value("x", "be replicated, or cut along samples or positions, on each axis of its mesh", places)
     dims = [place.dim if isinstance(place, Shard) else None for place in places]
     if key_mask is not None:
         expected = tuple(Replicate() if dim is None else Shard(max(dim - 1, 0)) for dim in dims)
         if key_mask.device_mesh != mesh or key_mask.placements != expected:
             raise fail_value("key_mask", f"be cut as `x` is, {expected} on its mesh", key_mask.placements)
-    whole, gathered = spec.sets(x.shape[2:]), dict[int, int]()
+    whole = spec.sets(x.shape[2:])
+    gathered: dict[int, int] = {}
     for axis, dim in enumerate(dims):
         if dim is not None and dim > 1:
             _check_pieces(spec, whole, x.shape, dim, [mesh.size(i) for i, other in enumerate(dims) if other == dim])
             inner = _inner_axis(whole, x.dim() - 2, dim - 2)
-            gathered |= {} if inner is None else {axis: inner}
+            if inner is not None:
+                gathered[axis] = inner
     cutting = tuple(axis for axis, dim in enumerate(dims) if dim is not None)
     return Spread(mesh, cutting, gathered, spec.sets(given.to_local().shape[2:]), whole)
 
