@@ -53,7 +53,7 @@ def _forward(norm: nn.BatchNorm1d | nn.SyncBatchNorm, valid: Tensor, spread: Spr
         if norm.training:
             share = _share(norm, count.to(means.dtype))
             means.lerp_(torch.where(count > 0, mean.detach().to(means.dtype), means), share)
-            unbiased = variance.detach() * count / (count - 1).clamp(min=1)
+            unbiased = _unbiased(variance.detach(), count)
             variances.lerp_(torch.where(count > 0, unbiased.to(variances.dtype), variances), share)
         mean = torch.where(count > 0, mean, means.to(mean.dtype))
         variance = torch.where(count > 0, variance, variances.to(mean.dtype))
@@ -61,6 +61,10 @@ def _forward(norm: nn.BatchNorm1d | nn.SyncBatchNorm, valid: Tensor, spread: Spr
     if norm.weight is not None:
         result = result * norm.weight[:, None] + norm.bias[:, None]
     return result.to(a.dtype)
+
+
+def _unbiased(variance: Tensor, count: Tensor) -> Tensor:
+    return variance * count / (count - 1).clamp(min=1)
 
 
 def _share(norm: nn.BatchNorm1d | nn.SyncBatchNorm, count: Tensor) -> Tensor | float:
