@@ -80,7 +80,8 @@ def cut_tensor(a: Array, mesh: DeviceMesh, axes: tuple[int | None, ...], *, has_
         Replicate() if axis is None else Shard(axis + (has_channels and axis > 0)) for axis in axes
     ]
     tensor = torch.from_numpy(a)
-    return distribute_tensor((tensor.movedim(-1, 1) if has_channels else tensor).contiguous(), mesh, places)
+    tensor = (tensor.movedim(-1, 1) if has_channels else tensor).contiguous()
+    return distribute_tensor(tensor, mesh, places, src_data_rank=None)  # every process has the whole
 
 
 def cut_block(
