@@ -28,6 +28,7 @@ from nonlocal_torch.layers import Layers, Scale, bare, fold_concat, map_of
 from nonlocal_torch.op import aggregate
 from nonlocal_torch.parameters import own_params, read_params, renew, renew_state, write_params
 from nonlocal_torch.rows import weight_rows
+from nonlocal_torch.sharded import Spread, call_spread, call_with, is_spread
 
 __all__ = ["FORMATS", "NonLocalBlock"]
 
@@ -144,12 +145,9 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
             return leaf(self, x, *([] if key_mask is None else [key_mask]))
         x = self._channels_first(x)
         # Without a sample there are no statistics to take, and none move.
-        sets, layers, form = self._prepare(x, key_mask, training=self.training and x.shape[:1] != (0,))
-        x, lost = clean(x, key_mask)
-        theta, phi, g, valid = embed(x, key_mask, layers, sets, self.spec.subsample_at)
-        y = aggregate(theta, phi, g, form, valid, self.method)
-        z = result(y, x, key_mask, sets, self.out, self.norm, residual=self.spec.residual)
-        z = z if lost is None else torch.where(lost[:, None], torch.nan, z)
+        self._check(x, key_mask, training=self.training and x.shape[:1] != (0,))
+        is_whole = not is_spread(x, key_mask)
+        z = self._call(x, key_mask) if is_whole else call_spread(self, self.spec, self._call, x, key_mask)
         return z if self.data_format == FORMATS[0] else z.movedim(1, -1)
 
     def attention(
@@ -171,9 +169,10 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
             ValueError: if a shape does not fit the spec or a position is out of range.
         """
         x = self._channels_first(x)
-        sets, layers, form = self._prepare(x, key_mask, training=False)
-        x, lost = clean(x, key_mask)
-        return weight_rows(x, key_mask, lost, layers, form, sets, self.spec.subsample_at, positions).to(x.dtype)
+        self._check(x, key_mask, training=False)
+        if is_spread(x, key_mask):
+            raise fail_type("x", "be whole, and so `key_mask`, for rows of weights: give its `full_tensor()`", x)
+        return call_with(lambda _, a: a.full_tensor(), self, self._rows, x, key_mask, positions)
 
     def __prepare_scriptable__(self) -> None:
         """Refuse `torch.jit.script`, in a network too."""
@@ -219,12 +218,27 @@ class NonLocalBlock(CanonicalBlock, nn.Module):
             raise fail_type("x", "be a torch.Tensor", x)
         return x if self.data_format == FORMATS[0] or x.dim() == 0 else x.movedim(-1, min(1, x.dim() - 1))
 
-    def _prepare(self, x: Tensor, key_mask: Tensor | None, training: bool) -> tuple[Sets, Layers, Form]:
-        """Check the arguments of a call; return the sets of its grid, the layers that it needs, and the form."""
+    def _check(self, x: Tensor, key_mask: Tensor | None, training: bool) -> None:
         check_kind(Tensor, key_mask=key_mask)
-        spec, shape = self.spec, (*x.shape[:1], *x.shape[2:], *x.shape[1:2])
-        check_arrays(spec, shape, x, key_mask, training=training)
-        sets = spec.sets(x.shape[2:])
+        check_arrays(self.spec, (*x.shape[:1], *x.shape[2:], *x.shape[1:2]), x, key_mask, training=training)
+
+    def _call(self, x: Tensor, key_mask: Tensor | None, spread: Spread | None = None) -> Tensor:
+        """Return z on checked arguments, of which `spread` says where the rest is."""
+        sets, layers, form = self._prepare(x)
+        x, lost = clean(x, key_mask)
+        theta, phi, g, valid = embed(x, key_mask, layers, sets, self.spec.subsample_at)
+        y = (aggregate if spread is None else spread.aggregate)(theta, phi, g, form, valid, self.method)
+        z = result(y, x, key_mask, sets, self.out, self.norm, residual=self.spec.residual, spread=spread)
+        return z if lost is None else torch.where(lost[:, None], torch.nan, z)
+
+    def _rows(self, x: Tensor, key_mask: Tensor | None, positions: Sequence[int] | Tensor | None) -> Tensor:
+        sets, layers, form = self._prepare(x)
+        x, lost = clean(x, key_mask)
+        return weight_rows(x, key_mask, lost, layers, form, sets, self.spec.subsample_at, positions).to(x.dtype)
+
+    def _prepare(self, x: Tensor) -> tuple[Sets, Layers, Form]:
+        """Return the sets of a grid, the layers that a call needs, and the form."""
+        spec, sets = self.spec, self.spec.sets(x.shape[2:])
         if not spec.has_embedding:
             return sets, Layers(None, None, bare(self.g)), form_of(spec, {})
         theta, phi, g = bare(self.theta), bare(self.phi), bare(self.g)

@@ -20,6 +20,7 @@ from nonlocal_torch.layers import (
     project_back,
 )
 from nonlocal_torch.norms import normalise
+from nonlocal_torch.sharded import Spread
 
 __all__ = ["clean", "cut", "embed", "masks_of", "pool", "result", "uncut"]
 
@@ -64,6 +65,7 @@ def result(
     norm: nn.Module | None,
     *,
     residual: bool,
+    spread: Spread | None = None,
 ) -> Tensor:
     """Return z = x + norm(W y + b), or without x, in the shape, the dtype and the memory layout of `x`."""
     last, fixed = bare(out), None
@@ -72,7 +74,7 @@ def result(
         last = last if fixed is None else fold_scale(last, *fixed)
     r = project_back(uncut(y, sets), last, x)
     if norm is not None and fixed is None:
-        r = normalise(norm, r, key_mask)
+        r = normalise(norm, r, key_mask, spread)
     r = r.to(x.dtype)
     return x + r if residual else r.contiguous(memory_format=memory_format_of(x))
 

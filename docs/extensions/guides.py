@@ -29,6 +29,7 @@ class Order:
         "attention.py",
         "train.py",
         "large_input.py",
+        "cut_video.py",
         "plain_jax.py",
         "mixed_precision.py",
         "export.py",

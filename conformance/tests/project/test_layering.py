@@ -55,7 +55,9 @@ def forbidden_to_adapter(source, adapter):
 def forbidden_to_suite(source, module):
     """Return what a module of the suite imports and must not; `module` is its path within the suite."""
     own = f"nonlocal_{Path(module).stem}"
-    allowed = {own, *FRAMEWORKS.get(own, ())} if Path(module).parent.name in {"drivers", "networks"} else set()
+    allowed = (
+        {own, *FRAMEWORKS.get(own, ())} if Path(module).parent.name in {"drivers", "networks", "sharded"} else set()
+    )
     return imported(source) & FOREIGN - allowed
 
 
