@@ -12,6 +12,7 @@ import numpy as np
 import nonlocal_core as nlc
 from nonlocal_conformance.assertions import assert_close, largest, require
 from nonlocal_conformance.cases import Array, Case
+from nonlocal_conformance.checks.derivatives import assert_gradients, reference_gradients
 from nonlocal_conformance.checks.values import assert_output
 from nonlocal_conformance.registry import Unsupported, check, methods_of
 from nonlocal_core import NonLocalSpec
@@ -52,6 +53,22 @@ def adversarial_data(driver: Any, case: Case, dtype: str) -> None:
             for name, expected in one.expected.items():
                 what = f"{name if name == 'y' else f'd{name}'} of {one.name} by method {method!r}"
                 assert_close(what, results[name], expected, dtype=dtype, scale=one.scales[name])
+
+
+@check("vjp", cases=lambda case: case.is_plain and case.narrow and case.rank > 1, first=form)
+def many_blocks(driver: Any, case: Case, dtype: str) -> None:
+    """At sizes that no block of queries or keys divides, output and gradients are the reference's, by "auto" too."""
+    large = dataclasses.replace(case, spatial=(37, 43, 1)[: case.rank], mask="some")
+    if not hasattr(driver, "cases"):  # an implementation with cases of its own has widths of its own
+        wide = {"channels": 40, "inner_channels": 24, "scale": "inner"}
+        large = dataclasses.replace(large, options={**case.options, **wide})
+    data, spec = large.data(dtype), large.spec
+    expected, terms = reference_gradients(large, data.wide())
+    for method in dict.fromkeys(("auto", *methods_of(driver, spec))):
+        z, _ = driver.block(spec, data.params, data.x, data.key_mask, method=method)
+        assert_output(f"z of many positions by method {method!r}", z, large, data, dtype)
+        actual = driver.vjp(spec, data.params, data.x, data.dz, data.key_mask, method=method)
+        assert_gradients(actual, expected, dtype, terms=terms, where=f" of many positions by method {method!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,14 +186,18 @@ def many_positions(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001
 
 @check("peak_memory", cases=lambda case: case.is_plain and case.rank == 1, first=form, every_dtype=False)
 def memory(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - it needs float32
-    """Neither the output nor the gradients of a named form need the memory of the matrix of weights."""
+    """Neither the output nor the gradients of a form need the memory of the matrix of weights, beside a mask neither."""
     spec, positions = NonLocalSpec(**{**case.options, "channels": 16, "inner_channels": 8}), 4096
     rng = np.random.default_rng(0)
     x, dz = (rng.normal(size=(1, positions, 16)).astype(np.float32) for _ in range(2))
     params = {name: a.astype(np.float32) for name, a in nlc.init_params(spec, rng).items()}
+    mask, method = rng.random((1, positions)) < 0.6, exact_method(spec.pairwise)  # noqa: PLR2004 - some, not most
     calls: dict[str, Callable[[], Any]] = {"output": lambda: driver.block(spec, params, x)}
     if "vjp" in driver.capabilities:
         calls["gradients"] = lambda: driver.vjp(spec, params, x, dz)
+        calls["gradients beside a mask"] = lambda: driver.vjp(spec, params, x, dz, mask)
+    if method in driver.methods:
+        calls[f"output by method {method!r}"] = lambda: driver.block(spec, params, x, mask, method=method)
     matrix = 4 * positions**2
     for name, call in calls.items():
         call()  # what is compiled or loaded once is not the call's
