@@ -53,8 +53,8 @@ Array = np.ndarray[Any, Any]
 Mask = Array | None
 Params = dict[str, Array]
 Spec = NonLocalSpec
+# z, the running statistics after the call, and the gradients of the input and of the parameters
 Everything = tuple[Array, Params, Array, Params]
-"""z, the running statistics after the call, and the gradients of the input and of the parameters."""
 T = TypeVar("T")
 
 
