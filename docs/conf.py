@@ -37,7 +37,8 @@ nitpicky = True
 # What belongs to others has no page here. In docstrings single backticks are code, and a link where they can be.
 nitpick_ignore_regex = [
     (r"py:.*", r"(collections|flax|jax|keras|matplotlib|nnx|np|numpy|os|pathlib|tensorflow|torch|typing)(\..*)?"),
-    ("py:class", r"nonlocal_core\.spec\.options\.\w+|nonlocal_tensorflow\.layers\.\w+|nonlocal_conformance\.driver\.T"),  # types of arguments
+    # Types of arguments
+    ("py:class", r"nonlocal_core\.spec\.options\.\w+|nonlocal_tensorflow\.layers\.\w+|nonlocal_conformance\.driver\.T"),
     ("py:obj", r"(?s).*"),
 ]
 default_role = "py:obj"

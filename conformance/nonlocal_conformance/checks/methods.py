@@ -186,7 +186,7 @@ def many_positions(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001
 
 @check("peak_memory", cases=lambda case: case.is_plain and case.rank == 1, first=form, every_dtype=False)
 def memory(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - it needs float32
-    """Neither the output nor the gradients of a form need the memory of the matrix of weights, beside a mask neither."""
+    """Neither output nor gradients need the memory of the matrix of weights, with a mask or without."""
     spec, positions = NonLocalSpec(**{**case.options, "channels": 16, "inner_channels": 8}), 4096
     rng = np.random.default_rng(0)
     x, dz = (rng.normal(size=(1, positions, 16)).astype(np.float32) for _ in range(2))

@@ -1,5 +1,6 @@
 """Faults in the methods that do without the matrix of weights."""
 
+import numpy as np
 import torch
 from textbook import Textbook
 
@@ -17,6 +18,31 @@ def one_method_ignores_the_scale(self, spec, *args, method="auto", **options):
 def one_method_has_other_gradients(self, spec, *args, method="auto", **options):
     """The method "pairwise" has the gradients of another block than "auto"."""
     return Textbook.vjp(self, spec if method == "auto" else spec.replace(scale=None), *args, **options)
+
+
+@fault("aggregate", "many_blocks")
+def the_rest_after_the_last_block_of_queries_loses_a_key(self, form, theta, phi, g, valid):
+    """What 1,024 queries leave over sees all keys but the last valid one."""
+    y = Textbook.aggregate(self, form, theta, phi, g, valid)
+    if y.shape[1] <= 1024 or not valid.any():
+        return y
+    fewer = valid.copy()
+    fewer[np.flatnonzero(valid)[-1]] = False
+    return torch.cat([y[:, :1024], Textbook.aggregate(self, form, theta[:, 1024:], phi, g, fewer)], dim=1)
+
+
+@fault("block", "many_blocks")
+def the_choice_for_a_large_input_ignores_the_scale(self, spec, params, x, *args, method="auto", **options):
+    """What "auto" takes beyond 1,000 positions is never asked for by its name."""
+    is_large = method == "auto" and x[0, ..., 0].size > 1000
+    return Textbook.block(self, spec.replace(scale=None) if is_large else spec, params, x, *args, **options)
+
+
+@fault("vjp", "many_blocks")
+def the_choice_for_a_large_input_has_other_gradients(self, spec, params, x, *args, method="auto", **options):
+    """The output of what "auto" takes beyond 1,000 positions is right."""
+    is_large = method == "auto" and x[0, ..., 0].size > 1000
+    return Textbook.vjp(self, spec.replace(scale=None) if is_large else spec, params, x, *args, **options)
 
 
 @fault("hvp", "second_derivatives")
