@@ -130,7 +130,7 @@ class LayeredBlock(CanonicalBlock, keras.layers.Layer):
     def own_params(self) -> dict[str, Any]:
         """Return the live parameters and statistics that are not those of linear layers under their canonical names."""
         params = {name: getattr(self, name.replace(".", "_")) for name in self._own_names}
-        if isinstance(self.norm, keras.layers.BatchNormalization):
+        if type(self.norm) in {BatchNorm, keras.layers.BatchNormalization}:  # another class may call them otherwise
             params |= {name: getattr(self.norm, attribute) for name, attribute in _NORM_NAMES.items()}
         return params
 

@@ -369,3 +369,20 @@ def test_a_new_process_is_told_what_to_import_before_it_loads_a_network(tmp_path
     code = f"import keras, {imports}; keras.models.load_model({str(tmp_path / 'model.keras')!r})"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ran.returncode, words is None or words in ran.stderr) == (int(words is not None), True)
+
+
+class TwiceNorm(keras.layers.BatchNormalization):
+    def call(self, inputs, training=None, mask=None):
+        return 2 * super().call(inputs, training=training, mask=mask)
+
+
+@pytest.mark.parametrize("read", ["export_params", "fold_norm"])
+def test_a_norm_that_computes_something_else_than_its_parameters_say_is_called_and_refused_by_name(read):
+    block, x = filled_block(norm="batch"), random_input(2, 5, 6)
+    norm, plain = TwiceNorm(), block(x) - x
+    norm.build((None, None, 6))
+    norm.set_weights(block.norm.get_weights())
+    norm.epsilon, block.norm = block.norm.epsilon, norm
+    np.testing.assert_allclose(block(x) - x, 2 * plain, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"`norm` must be a keras\.layers\.BatchNormalization for its parameters"):
+        getattr(block, read)()
