@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nonlocal_conformance import Case
-from nonlocal_conformance.cases import CHANNELS, SPATIAL
+from nonlocal_conformance.case import CHANNELS
+from nonlocal_conformance.cases import SPATIAL
 from nonlocal_core.spec.options import PAIRWISE
 from nonlocal_core.spec.presets import PRESETS, preset_options
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from nonlocal_conformance import Case
-from nonlocal_conformance.cases import CHANNELS, SPATIAL
+from nonlocal_conformance.case import CHANNELS
+from nonlocal_conformance.cases import SPATIAL
 from nonlocal_core import NonLocalSpec
 from nonlocal_core.spec.presets import preset_options
 from peers.cases import preset_cases

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
@@ -332,7 +333,8 @@ class _Session:
 
     def copies(self) -> dict[str, Session]:
         """Return a layer with the config and the weights of this one, and what copy makes of it."""
-        with self._scope():
+        with self._scope(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Keras gives arrays out as older NumPy asked for them
             anew = NonLocalBlock.from_config(self._block.get_config())
             anew.set_weights(self._block.get_weights())
             found = {"config": anew, "deepcopy": copy.deepcopy(self._block)}
