@@ -42,6 +42,7 @@ class PeerBlock(torch.nn.Module):
     def __init__(self, module: torch.nn.Module, layers: Mapping[str, torch.nn.Module], spec: NonLocalSpec) -> None:
         """Keep the module, and the layers as they are in it."""
         super().__init__()
+        self.spec = spec
         self.module, self.layers, self.shapes = module, layers, param_shapes(spec)
 
     def forward(self, x: torch.Tensor, key_mask: torch.Tensor | None = None) -> torch.Tensor:
