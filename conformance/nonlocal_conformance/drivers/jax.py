@@ -76,9 +76,8 @@ class JaxDriver:
         self, spec: Spec, params: Params, inputs: Sequence[Array], *, training: bool = False
     ) -> list[tuple[Array, Params]]:
         """Call one block on each input in turn."""
-        with self._scope(*inputs):
-            block = _block(spec, params, training=training)
-            return [(self._run(block, x), _statistics(block)) for x in inputs]
+        session = self.session(spec, params)
+        return [session.call(x, training=training) for x in inputs]
 
     def vjp(
         self,
@@ -152,9 +151,12 @@ class JaxDriver:
 
     def _rows(self, spec: Spec, params: Params, x: Array, positions: Any, key_mask: Mask, **options: Any) -> Array:
         with self._scope(x, key_mask, *params.values()):
-            graph, state = nnx.split(_block(spec, params, **options))
-            rows = self._jit(lambda state, *args: nnx.merge(graph, state).attention(args[0], positions, args[1]))
-            return np.array(rows(state, x, key_mask))
+            return self._rows_of(_block(spec, params, **options), x, positions, key_mask)
+
+    def _rows_of(self, block: NonLocalBlock, x: Array, positions: Any, key_mask: Mask) -> Array:
+        graph, state = nnx.split(block)
+        rows = self._jit(lambda state, *args: nnx.merge(graph, state).attention(args[0], positions, args[1]))
+        return np.array(rows(state, x, key_mask))
 
     def export(self, spec: Spec, params: Params) -> Params:
         """Take parameters in and give them out again."""
@@ -243,10 +245,10 @@ class JaxDriver:
             doubled = _Doubled(old.in_features, old.out_features, use_bias=old.use_bias, rngs=nnx.Rngs(0))
             doubled.kernel, doubled.bias = old.kernel, old.bias
             setattr(block, layer, doubled)
-            graph, state = nnx.split(block)
-            call = self._jit(_replaced, "graph")
-            z, (dx, gradients), rows = call(state, x, dz, key_mask, graph=graph)
-            return np.array(z), _gradients((dx, _named(gradients))), np.array(rows), block.export_params
+            graph, *states = nnx.split(block, nnx.Param, ...)
+            z, (dparams, dx), _ = self._session_vjp(*states, x, dz, key_mask, graph=graph)
+            rows = self._rows_of(block, x, None, key_mask)
+            return np.array(z), _gradients((dx, _named(dparams))), rows, block.export_params
 
     def network(self, layers: Params, shape: tuple[int, ...]) -> Network:  # noqa: ARG002 - the layers take any
         """Return a network of linear layers."""
@@ -349,11 +351,6 @@ class _Doubled(nnx.Linear):
     def __call__(self, inputs: jax.Array, *args: Any, **options: Any) -> jax.Array:
         """Return 2 (W a + b)."""
         return 2 * super().__call__(inputs, *args, **options)
-
-
-def _replaced(state: Any, x: Any, dz: Any, key_mask: Any, *, graph: Any) -> Any:
-    z, back = jax.vjp(lambda state, x: nnx.merge(graph, state)(x, key_mask), state, x)
-    return z, back(dz)[::-1], nnx.merge(graph, state).attention(x, None, key_mask)
 
 
 def _session_vjp(wanted: Any, rest: Any, x: Any, dz: Any, key_mask: Any, *, graph: Any) -> Any:

@@ -66,9 +66,8 @@ class TensorflowDriver:
         self, spec: Spec, params: Params, inputs: Sequence[Array], *, training: bool = False
     ) -> list[tuple[Array, Params]]:
         """Call one block on each input in turn."""
-        with self._scope():
-            block = _block(spec, params)
-            return [(block(tf.constant(x), training=training).numpy(), _statistics(block)) for x in inputs]
+        session = self.session(spec, params)
+        return [session.call(x, training=training) for x in inputs]
 
     def vjp(
         self,
@@ -216,14 +215,9 @@ class TensorflowDriver:
         with self._scope():
             block = _block(spec, params, method=method)
 
-            def call(x: tf.Tensor, dz: tf.Tensor, mask: tf.Tensor | None) -> Any:
-                with tf.GradientTape() as tape:
-                    tape.watch(x)
-                    z = block(x, key_mask=mask, training=training)
-                return z, *tape.gradient(z, (x, _trainable(block)), dz)
-
-            z, dx, dparams = tf.function(call, jit_compile=True)(tf.constant(x), tf.constant(dz), _mask(key_mask))
-            return z.numpy(), _statistics(block), dx.numpy(), {name: d.numpy().T for name, d in dparams.items()}
+            compiled = tf.function(lambda *arrays: _differentiated(block, *arrays, training=training), jit_compile=True)
+            z, *gradients = compiled(tf.constant(x), tf.constant(dz), _mask(key_mask))
+            return z.numpy(), _statistics(block), *_arrays(*gradients)
 
     def mixed_vjp(
         self,
@@ -252,18 +246,15 @@ class TensorflowDriver:
     ) -> tuple[Array, tuple[Array, Params], Array, Callable[[], Params]]:
         """Return what a block with a doubled layer gives."""
         with self._scope():
-            block, given, mask = _block(spec, params), tf.constant(x), _mask(key_mask)
+            block = _block(spec, params)
             old = getattr(block, layer)
             doubled = _Doubled.from_config(old.get_config())
             setattr(block, layer, doubled)
             for new, weight in zip(doubled.weights, old.weights, strict=True):
                 new.assign(weight)
-            with tf.GradientTape() as tape:
-                tape.watch(given)
-                z = block(given, key_mask=mask)
-            dx, dparams = tape.gradient(z, (given, _trainable(block)), tf.constant(dz))
-            gradients = dx.numpy(), {name: d.numpy().T for name, d in dparams.items()}
-            return z.numpy(), gradients, block.attention(given, None, mask).numpy(), block.export_params
+            given, mask = tf.constant(x), _mask(key_mask)
+            z, *gradients = _differentiated(block, given, tf.constant(dz), mask, training=False)
+            return z.numpy(), _arrays(*gradients), block.attention(given, None, mask).numpy(), block.export_params
 
     def network(self, layers: Params, shape: tuple[int, ...]) -> Network:
         """Return a network of linear layers."""
@@ -310,12 +301,9 @@ class _Session:
     def gradients(self, x: Array, dz: Array, key_mask: Mask = None, *, training: bool = False) -> Everything:
         """Return the gradients of the input and of the trainable weights."""
         with self._scope():
-            given = tf.constant(x)
-            with tf.GradientTape() as tape:
-                tape.watch(given)
-                z = self._block(given, key_mask=_mask(key_mask), training=training)
-            dx, dparams = tape.gradient(z, (given, _trainable(self._block)), tf.constant(dz))
-            return z.numpy(), _statistics(self._block), dx.numpy(), {name: d.numpy().T for name, d in dparams.items()}
+            arrays = tf.constant(x), tf.constant(dz), _mask(key_mask)
+            z, *gradients = _differentiated(self._block, *arrays, training=training)
+            return z.numpy(), _statistics(self._block), *_arrays(*gradients)
 
     def load(self, params: Params) -> None:
         """Take parameters in."""
@@ -359,6 +347,18 @@ def _block(spec: Spec, params: Params, policy: str | None = None, *, method: str
 
 def _mask(key_mask: Mask) -> tf.Tensor | None:
     return None if key_mask is None else tf.constant(key_mask)
+
+
+def _differentiated(block: NonLocalBlock, x: tf.Tensor, dz: tf.Tensor, mask: Any, *, training: bool) -> Any:
+    """Return z, dx and the gradients of the trainable weights."""
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        z = block(x, key_mask=mask, training=training)
+    return z, *tape.gradient(z, (x, _trainable(block)), dz)
+
+
+def _arrays(dx: tf.Tensor, dparams: dict[str, tf.Tensor]) -> tuple[Array, Params]:
+    return dx.numpy(), {name: d.numpy().T for name, d in dparams.items()}
 
 
 def _options(options: dict[str, Any]) -> dict[str, Any]:

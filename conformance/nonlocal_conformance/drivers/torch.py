@@ -67,8 +67,8 @@ class TorchDriver:
         self, spec: Spec, params: Params, inputs: Sequence[Array], *, training: bool = False
     ) -> list[tuple[Array, Params]]:
         """Call one block on each input in turn."""
-        block = self._block(spec, params, training=training)
-        return [(_output(block(self._input(x)).detach()), _statistics(block)) for x in inputs]
+        session = self.session(spec, params)
+        return [session.call(x, training=training) for x in inputs]
 
     def vjp(
         self,
@@ -273,15 +273,14 @@ class TorchDriver:
         self, spec: Spec, params: Params, x: Array, dz: Array, layer: str, key_mask: Mask = None
     ) -> tuple[Array, tuple[Array, Params], Array, Callable[[], Params]]:
         """Return what a block with a doubled layer gives."""
-        block, given, mask = self._block(spec, params), self._input(x).requires_grad_(), self._mask(key_mask)
+        block = self._block(spec, params)
         old: Any = block.get_submodule(layer)
         doubled = _Doubled(old.in_features, old.out_features, old.bias is not None, self.device, old.weight.dtype)
         doubled.load_state_dict(old.state_dict())
         setattr(block, layer, doubled)
-        z = block(given, mask)
-        z.backward(self._input(dz))
-        gradients = _output(given.grad), _gradients(block, {name: p.grad for name, p in block.named_parameters()})
-        return _output(z), gradients, _numpy(block.attention(given, None, mask)), block.export_params
+        z, _, dx, dparams = _Session(block, self._input, self._mask).gradients(x, dz, key_mask)
+        rows = block.attention(self._input(x), None, self._mask(key_mask))
+        return z, (dx, dparams), _numpy(rows), block.export_params
 
     def network(self, layers: Params, shape: tuple[int, ...]) -> Network:  # noqa: ARG002 - the layers take any
         """Return a network of linear layers."""

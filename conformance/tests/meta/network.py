@@ -55,10 +55,6 @@ class Networks:
         """Return the output."""
         return self.output(self.flow(network, x, training)[1])
 
-    def exported(self, block):
-        """Return the parameters of a block as arrays."""
-        return {name: tensor.numpy() for name, tensor in block.params.items()}
-
     def network_state(self, network):
         """Return all parameters and statistics."""
         state = dict(network.layers)

@@ -464,8 +464,8 @@ class Textbook(Networks):
 
     def steps(self, spec, params, inputs, *, training=False):
         """Call one block on each input in turn."""
-        block = self.build(spec, params)
-        return [(self.output(self.call(block, self.input(x), None, training)), self.statistics(block)) for x in inputs]
+        session = self.session(spec, params)
+        return [session.call(x, training=training) for x in inputs]
 
     def vjp(self, spec, params, x, dz, key_mask=None, *, training=False, method="auto"):
         """Return the gradients of the input and of the parameters."""
@@ -643,12 +643,9 @@ class Textbook(Networks):
         self.check(spec, params, x, key_mask)
         block = self.build(spec, params)
         block.notes["replaced"] = layer
-        leaves, given = self.leaves(block), self.input(x).requires_grad_()
-        z = self.call(block, given, key_mask)
-        z.backward(self.input(dz))
-        gradients = self.output(given.grad), {name: self.gradient(leaf) for name, leaf in leaves.items()}
-        rows = self.rows(block, given, slice(None), key_mask).detach().numpy()
-        return self.output(z), gradients, rows, lambda: self.exported(block)
+        z, _, *gradients = Session(self, block).gradients(x, dz, key_mask)
+        rows = self.array(self.rows(block, self.input(x), slice(None), key_mask))
+        return z, tuple(gradients), rows, lambda: self.exported(block)
 
     def peak_memory(self, call):
         """Return the result of a call and its peak extra memory in bytes."""
