@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["EPSILONS", "assert_close", "assert_names", "assert_same", "largest", "require"]
+__all__ = ["EPSILONS", "assert_close", "assert_names", "assert_same", "assert_within", "largest", "require"]
 
 Array = np.ndarray[Any, Any]
 
@@ -60,6 +60,15 @@ def assert_close(
         f"{name} differs from the reference by {difference[where]:.3g}, allowed are {bound:.3g}; "
         f"at {tuple(map(int, where))}: {actual[where]:.9g}, expected {expected[where]:.9g}",
     )
+
+
+def assert_within(name: str, actual: Any, expected: Array, bound: Any, *, dtype: Any = np.float32) -> None:
+    """Assert that `actual` is an array of `dtype` within a bound on its error, one for each value or one for all."""
+    assert_close(
+        name, actual, expected, dtype=dtype, scale=1.0, epsilons=np.inf
+    )  # its shape and dtype, and that it is finite
+    worst = float((np.abs(np.asarray(actual, np.float64) - expected) / bound).max())
+    require(worst <= 1, f"{name} exceeds its error bound by a factor of {worst:.3g}")
 
 
 def assert_same(name: str, actual: Any, expected: Array) -> None:

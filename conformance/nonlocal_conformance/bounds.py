@@ -39,7 +39,7 @@ def output_bound(case: Case, data: Data, dtype: str) -> Array:
     """
     u, spec = UNITS[dtype], case.spec
     magnitude = {name: np.abs(a) for name, a in data.params.items()}
-    weights, weight_error, g, g_error = _weights_and_values(case, data, dtype)
+    weights, weight_error, g, g_error = _weights_and_values(case, data, magnitude, u)
     y = weights @ g
     y_error = weight_error @ np.abs(g) + np.abs(weights) @ g_error + u * np.abs(y)
     r_error = _layer_error(magnitude, u, y, y_error, "out")
@@ -56,7 +56,8 @@ def output_bound(case: Case, data: Data, dtype: str) -> Array:
 
 def attention_bound(case: Case, data: Data, dtype: str) -> Array:
     """Return how far each weight (B, N, M) may be from the reference if operands are rounded to `dtype`."""
-    _, error, _, _ = _weights_and_values(case, data, dtype)
+    magnitude = {name: np.abs(a) for name, a in data.params.items()}
+    _, error, _, _ = _weights_and_values(case, data, magnitude, UNITS[dtype])
     return HIGHER_ORDERS * error + SMALLEST[dtype]
 
 
@@ -66,12 +67,12 @@ def _layer_error(magnitude: dict[str, Array], u: float, a: Array, error: Array, 
     return 3 * u * terms + error @ magnitude[f"{layer}.weight"].mT
 
 
-def _weights_and_values(case: Case, data: Data, dtype: str) -> tuple[Array, Array, Array, Array]:
+def _weights_and_values(
+    case: Case, data: Data, magnitude: dict[str, Array], u: float
+) -> tuple[Array, Array, Array, Array]:
     """Return the weights and the pooled g, each with a bound on its error."""
-    u, spec = UNITS[dtype], case.spec
+    spec = case.spec
     sets = spec.sets(case.spatial)
-    magnitude = {name: np.abs(a) for name, a in data.params.items()}
-
     flat = data.x.reshape(case.batch, -1, spec.channels)
     theta = queries_of(flat, data.params, spec)
     theta_error = _layer_error(magnitude, u, flat, 0 * flat, "theta") if spec.has_embedding else u * np.abs(flat)

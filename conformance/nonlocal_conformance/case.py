@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 
 CHANNELS, INNER = 7, 5
 GRAINS = 8.0
-"""What values are a whole multiple of 1 of, where products must be exact: so that equal positions stay equal."""
+"""How many steps there are from 0 to 1 where products must be exact, so that equal positions stay equal."""
 
 
 @dataclasses.dataclass(frozen=True)

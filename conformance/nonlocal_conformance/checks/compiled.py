@@ -9,7 +9,7 @@ import nonlocal_core as nlc
 from nonlocal_conformance.assertions import assert_close, assert_names
 from nonlocal_conformance.cases import Case
 from nonlocal_conformance.checks.derivatives import assert_gradients, reference_gradients
-from nonlocal_conformance.checks.values import assert_output
+from nonlocal_conformance.checks.values import assert_output, form
 from nonlocal_conformance.registry import check, methods_of
 
 _of_each_form: dict[str, Any] = {
@@ -20,7 +20,7 @@ _of_each_form: dict[str, Any] = {
         and case.is_pooled
         and case.mask == "some"
     ),
-    "first": lambda case: case.spec.pairwise,
+    "first": form,
     "every_dtype": False,
 }
 

@@ -40,11 +40,14 @@ def assert_gradients(
     scale = largest(expected[0], terms[0])
     assert_close(f"dx{where}", actual[0], expected[0], dtype=dtype, scale=scale, epsilons=epsilons)
     for name, gradient in expected[1].items():
-        layer = name.partition(".")[0]
-        scale = largest(
-            *(a for one in (expected, terms) for part, a in one[1].items() if part.partition(".")[0] == layer)
-        )
+        scale = largest_of_layer(name, expected[1], terms[1])
         assert_close(f"d{name}{where}", actual[1][name], gradient, dtype=dtype, scale=scale, epsilons=epsilons)
+
+
+def largest_of_layer(name: str, *gradients: dict[str, Array]) -> float:
+    """Return the largest value among what has the layer of this name."""
+    layer = name.partition(".")[0]
+    return largest(*(a for one in gradients for other, a in one.items() if other.partition(".")[0] == layer))
 
 
 def reference_gradients(case: Case, wide: Data) -> tuple[Any, Any]:

@@ -9,24 +9,25 @@ from typing import Any
 import numpy as np
 
 import nonlocal_core as nlc
-from nonlocal_conformance.assertions import EPSILONS, assert_close, assert_names, eps_of, largest, require
+from nonlocal_conformance.assertions import EPSILONS, assert_close, assert_names, assert_within, eps_of, largest
 from nonlocal_conformance.bounds import UNITS, attention_bound
 from nonlocal_conformance.case import Array, Case, Data, dtype_named
-from nonlocal_conformance.checks.derivatives import reference_gradients
+from nonlocal_conformance.checks.derivatives import largest_of_layer, reference_gradients
+from nonlocal_conformance.checks.values import form
 from nonlocal_conformance.registry import check, methods_of
 
 _of_each_form: dict[str, Any] = {
     "cases": lambda case: (
         case.is_differentiable and case.spec.norm == "batch" and not case.is_pooled and case.mask is None
     ),
-    "first": lambda case: case.spec.pairwise,
+    "first": form,
     "every_dtype": False,
 }
 """Without pooling, where the least change makes another position the largest, and moves its gradient there."""
 
 _masked_of_each_form: dict[str, Any] = {
     "cases": lambda case: case.is_differentiable and case.mask == "some" and case.is_pooled and not case.training,
-    "first": lambda case: case.spec.pairwise,
+    "first": form,
     "every_dtype": False,
 }
 
@@ -60,12 +61,6 @@ def _named(everything: tuple[Array, dict[str, Array], Array, dict[str, Array]], 
     return {"z": z, "dx": dx} | (statistics if case.training else {}) | {f"d{name}": d for name, d in dparams.items()}
 
 
-def _scale(arrays: dict[str, Array], name: str) -> float:
-    """Return the largest value of one of the arrays, or of a gradient of the same layer: those of biases may cancel."""
-    layer = name.partition(".")[0]
-    return largest(*(a for other, a in arrays.items() if other.partition(".")[0] == layer))
-
-
 def _allowed(driver: Any, case: Case, wide: Data, expected: dict[str, Array], dtype: str) -> dict[str, float]:
     """Return how far each result may be from the reference if operands are rounded to `dtype`.
 
@@ -84,7 +79,7 @@ def _allowed(driver: Any, case: Case, wide: Data, expected: dict[str, Array], dt
         params = {name: moved(a) for name, a in wide.params.items()}
         found = _reference(driver, case, dataclasses.replace(wide, x=moved(wide.x), dz=moved(wide.dz), params=params))
         changes.append({name: found[name] - a for name, a in expected.items()})
-    return {name: ROUNDINGS * max(_scale(change, name) for change in changes) for name in expected}
+    return {name: ROUNDINGS * max(largest_of_layer(name, change) for change in changes) for name in expected}
 
 
 def _assert_rounded(
@@ -123,11 +118,7 @@ def mixed_attention(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG00
     expected = nlc.attention(wide.x, wide.params, case.spec, key_mask=wide.key_mask)
     for compute in driver.mixed_dtypes:
         rows = driver.mixed_attention(case.spec, data.params, data.x, compute, data.key_mask)
-        name = f"attention in {compute}"
-        assert_close(name, rows, expected, dtype=np.float32, epsilons=np.inf)  # shape, dtype, no NaN
-        bound = attention_bound(case, wide, compute)
-        worst = float(np.max(np.abs(rows - expected) - bound))
-        require(worst <= 0, f"{name} exceeds its error bound by {worst:.3g}")
+        assert_within(f"attention in {compute}", rows, expected, attention_bound(case, wide, compute))
 
 
 @check("casts", "vjp", "attention", **_of_each_form)
@@ -152,7 +143,7 @@ def input_of_another_dtype(driver: Any, case: Case, dtype: str) -> None:  # noqa
             unit = EPSILONS * max(eps_of(of_x), eps_of(of_params))
             _, (_, terms) = reference_gradients(variant, wide)
             scales = expected | {f"d{name}.terms": a for name, a in terms.items()}
-            allowed = {name: unit * _scale(scales, name) for name in expected}
+            allowed = {name: unit * largest_of_layer(name, scales) for name in expected}
         where = f"of an input in {of_x} with parameters in {of_params}, training={training}"
         actual = _named((z, statistics, dx, dparams), variant)
         _assert_rounded(where, actual, expected, allowed, {"z": kind, "dx": kind, "others": others})
@@ -162,6 +153,4 @@ def input_of_another_dtype(driver: Any, case: Case, dtype: str) -> None:  # noqa
             bound: Any = EPSILONS * max(eps_of(of_x), eps_of(of_params)) * largest(weights)
             if of_x in halves:  # the weights are rounded once more where they are given out
                 bound = attention_bound(variant, wide, of_x) + UNITS[of_x] * np.abs(weights)
-            assert_close(f"attention {where}", rows, weights, dtype=kind, epsilons=np.inf)
-            worst = float(np.max(np.abs(rows.astype(np.float64) - weights) - bound))
-            require(worst <= 0, f"attention {where} exceeds its bound by {worst:.3g}")
+            assert_within(f"attention {where}", rows, weights, bound, dtype=kind)

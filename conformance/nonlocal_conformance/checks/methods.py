@@ -13,7 +13,7 @@ import nonlocal_core as nlc
 from nonlocal_conformance.assertions import assert_close, largest, require
 from nonlocal_conformance.cases import Array, Case
 from nonlocal_conformance.checks.derivatives import assert_gradients, reference_gradients
-from nonlocal_conformance.checks.values import assert_output
+from nonlocal_conformance.checks.values import assert_output, form
 from nonlocal_conformance.registry import Unsupported, check, methods_of
 from nonlocal_core import NonLocalSpec
 from nonlocal_core.planning import exact_method
@@ -34,11 +34,6 @@ def methods(driver: Any, case: Case, dtype: str) -> None:
     for method in methods_of(driver, case.spec):
         z, _ = driver.block(case.spec, data.params, data.x, data.key_mask, training=case.training, method=method)
         assert_output(f"z by method {method!r}", z, case, data, dtype)
-
-
-def form(case: Case) -> Any:
-    """Return the form of a case, for checks that make data of their own."""
-    return case.spec.pairwise
 
 
 @check("op", "op_vjp", cases=lambda case: case.is_differentiable and case.narrow, first=form)

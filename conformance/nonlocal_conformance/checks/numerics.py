@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 import nonlocal_core as nlc
-from nonlocal_conformance.assertions import assert_close, assert_same, require
+from nonlocal_conformance.assertions import assert_close, assert_same, assert_within, require
 from nonlocal_conformance.bounds import UNITS, output_bound
 from nonlocal_conformance.cases import Array, Case
-from nonlocal_conformance.checks.methods import form
-from nonlocal_conformance.checks.values import assert_output
+from nonlocal_conformance.checks.values import assert_output, form
 from nonlocal_conformance.registry import check, methods_of
 from nonlocal_core import NonLocalSpec
 
@@ -173,13 +172,3 @@ def _plain_params(spec: NonLocalSpec, eye: Array) -> dict[str, Array]:
     }
     ones = np.ones(len(eye), np.float32)
     return params | {name: ones for name in ("norm.weight", "norm.variance") if name in params}
-
-
-def assert_within(name: str, actual: Array, expected: Array, bound: Array) -> None:
-    """Assert that an output in float32 stays within a bound of its own for each value."""
-    require(actual.dtype == np.float32, f"{name} must have dtype float32, and has {actual.dtype}")
-    require(actual.shape == expected.shape, f"{name} must have shape {expected.shape}, and has {actual.shape}")
-    require(bool(np.isfinite(actual).all()), f"{name} must be finite")
-    ratio = np.abs(actual - expected) / bound
-    worst = float(ratio.max())
-    require(worst <= 1, f"{name} exceeds its error bound by a factor of {worst:.3g}")

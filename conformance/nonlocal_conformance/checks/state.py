@@ -12,8 +12,9 @@ import nonlocal_core as nlc
 from nonlocal_conformance.assertions import assert_close, assert_names, assert_same, require
 from nonlocal_conformance.cases import Array, Case, Data
 from nonlocal_conformance.checks.derivatives import assert_gradients, reference_gradients
-from nonlocal_conformance.checks.values import assert_output
+from nonlocal_conformance.checks.values import assert_output, form
 from nonlocal_conformance.registry import check, methods_of
+from nonlocal_core.spec.parameters import STATISTICS
 
 Params = dict[str, Array]
 
@@ -23,7 +24,7 @@ def _has_state(case: Case) -> bool:
     return case.is_differentiable and case.spec.norm == "batch" and case.mask == "some" and not case.training
 
 
-_of_each_form: dict[str, Any] = {"cases": _has_state, "first": lambda case: case.spec.pairwise, "every_dtype": False}
+_of_each_form: dict[str, Any] = {"cases": _has_state, "first": form, "every_dtype": False}
 _of_one_form: dict[str, Any] = {**_of_each_form, "first": lambda _: None}
 
 
@@ -63,19 +64,16 @@ class _Known:
 
     def compare_statistics(self, what: str, actual: Params, data: Data, *, training: bool) -> None:
         """Compare the running statistics after a call, and take them over."""
-        names = ("norm.mean", "norm.variance")
-        expected = {name: data.params[name] for name in names}
         if training:
             wide, unbiased = data.wide(), self.driver.unbiased
             moved = nlc.updated_statistics(wide.x, wide.params, self.case.spec, wide.key_mask, unbiased=unbiased)
-            for name in names:
+            for name in STATISTICS:
                 assert_close(f"{name} {what}", actual[name], moved[name], dtype=self.dtype)
         else:
-            for name in names:
-                assert_same(f"{name} {what}", actual[name], expected[name])
-        self.data = dataclasses.replace(
-            self.data, params=self.data.params | {name: actual[name].copy() for name in names}
-        )
+            for name in STATISTICS:
+                assert_same(f"{name} {what}", actual[name], data.params[name])
+        taken = {name: actual[name].copy() for name in STATISTICS}
+        self.data = dataclasses.replace(self.data, params=self.data.params | taken)
 
     def compare_params(self, what: str) -> None:
         """Compare the parameters that the block gives out with those that it must have, bit for bit."""
@@ -228,7 +226,7 @@ def repeated_gradients(driver: Any, case: Case, dtype: str) -> None:
 @check("session", "vjp", **_of_each_form)
 def frozen_parameters(driver: Any, case: Case, dtype: str) -> None:
     """Parameters of which no gradient is asked, some or all, change no gradient of the others or of the input."""
-    names = [name for name in nlc.param_shapes(case.spec) if name not in {"norm.mean", "norm.variance"}]
+    names = [name for name in nlc.param_shapes(case.spec) if name not in STATISTICS]
     data = case.data(dtype)
     expected, terms = reference_gradients(case, data.wide())
     for method in methods_of(driver, case.spec):

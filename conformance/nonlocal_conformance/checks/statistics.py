@@ -10,7 +10,7 @@ import numpy as np
 import nonlocal_core as nlc
 from nonlocal_conformance.assertions import assert_close, assert_names, assert_same
 from nonlocal_conformance.cases import Case
-from nonlocal_conformance.checks.values import assert_output
+from nonlocal_conformance.checks.values import assert_output, form
 from nonlocal_conformance.registry import check
 
 
@@ -33,7 +33,7 @@ def statistics(driver: Any, case: Case, dtype: str) -> None:
 
 @check(
     cases=lambda case: case.trains_norm and case.mask is None and case.spec.bias["out"],
-    first=lambda case: case.spec.pairwise,
+    first=form,
     by_reference=True,
 )
 def statistics_far_from_zero(driver: Any, case: Case, dtype: str) -> None:

@@ -15,6 +15,11 @@ from nonlocal_conformance.registry import check
 from nonlocal_core.reference.block import branch, statistics_of
 
 
+def form(case: Case) -> Any:
+    """Return the form of a case, for checks that need one case of each."""
+    return case.spec.pairwise
+
+
 def assert_output(name: str, z: Any, case: Case, data: Data, dtype: str) -> None:
     """Assert that an output equals the reference's.
 

@@ -9,7 +9,7 @@ from nonlocal_conformance.registry import bind
 
 FRAMEWORKS = [driver for driver in loader.available()[0] if driver.name != "numpy"]
 # Compiling and large inputs take long; that they agree in float32 is tested where they also run in both dtypes.
-LONG = {"compiled", "memory", "large"}
+LONG = {"compiled", "memory", "many_positions"}
 
 
 def narrow(driver):

@@ -12,8 +12,6 @@ ARRAYS = {"torch": torch.asarray, "jax": jax.numpy.asarray}
 LIBRARIES = ["torch"]
 """Those on which every case runs; JAX compiles each step of each, so it has some of them."""
 
-"""The cases without a function of one's own, which uses what the standard leaves out."""
-
 
 def moved(make, data):
     params = {name: make(a) for name, a in data.params.items()}

@@ -12,8 +12,6 @@ from nonlocal_conformance import CASES
 DEVICE = strict.Device("device1")
 """Not the default one: arrays on two devices cannot be combined."""
 
-"""The cases without a function of one's own, which uses what the standard leaves out."""
-
 FORMS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from textbook import Textbook
 
 from nonlocal_conformance.assertions import largest
-from nonlocal_conformance.checks.derivatives import reference_gradients
+from nonlocal_conformance.checks.derivatives import largest_of_layer, reference_gradients
 from nonlocal_conformance.checks.training import trajectory
 from nonlocal_conformance.checks.values import with_hidden
 from nonlocal_conformance.drivers.torch import TorchDriver
@@ -19,13 +19,11 @@ LARGEST = 32
 def condition(case):
     """Return the largest error of two right implementations in float32, in epsilons of what it is relative to."""
     data, found = case.data("float32"), []
-    hidden = (
-        data
-        if case.mask is None
-        else dataclasses.replace(data, x=with_hidden(data.x, data, 0.0), dz=with_hidden(data.dz, data, 0.0))
-    )
+    every = [data]
+    if case.mask is not None:
+        every.append(dataclasses.replace(data, x=with_hidden(data.x, data, 0.0), dz=with_hidden(data.dz, data, 0.0)))
     torch, training = TorchDriver(), case.training
-    for given in (data, hidden):
+    for given in every:
         expected, terms = reference_gradients(case, given.wide())
         arguments = (case.spec, given.params, given.x, given.dz, given.key_mask)
         results = [torch.vjp(*arguments, training=training, method=method) for method in methods_of(torch, case.spec)]
@@ -44,14 +42,12 @@ def is_stable(case):
 
 
 def _condition(actual, expected, terms):
-    found = [_error(actual[0], expected[0], terms[0])]
+    found = [_error(actual[0], expected[0], largest(expected[0], terms[0]))]
     for name, gradient in expected[1].items():
-        layer = [part for part in expected[1] if part.partition(".")[0] == name.partition(".")[0]]
-        scales = (given[1][part] for given in (expected, terms) for part in layer)
-        found.append(_error(actual[1][name], gradient, *scales))
+        found.append(_error(actual[1][name], gradient, largest_of_layer(name, expected[1], terms[1])))
     return max(found)
 
 
-def _error(actual, expected, *scales):
-    error, scale = largest(actual - expected), largest(expected, *scales)
+def _error(actual, expected, scale):
+    error = largest(actual - expected)
     return float(error / scale / np.finfo(np.float32).eps if scale else error)
