@@ -36,16 +36,16 @@ class Ranks(NamedTuple):
 def sorted_keys(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Tensor | None) -> Tensor:
     """Return y (B, N, D) without the matrix of weights; the operands are in at least float32."""
     a, b = concat_summands(theta, phi, form)
-    return _sorted_sums(a, b, g, key_mask) * (form.scale / count_keys(phi, key_mask))
+    return _sorted_sums(a, b, g, key_mask, form.scale / count_keys(phi, key_mask))
 
 
-def _sorted_sums(a: Tensor, b: Tensor, g: Tensor, valid: Tensor | None) -> Tensor:
-    """Return sum_j ReLU(a_i + b_j) g_j: `(B, N, 1), (B, M, 1), (B, M, D)` -> `(B, N, D)`; invalid g are 0."""
+def _sorted_sums(a: Tensor, b: Tensor, g: Tensor, valid: Tensor | None, scale: Any) -> Tensor:
+    """Return scale sum_j ReLU(a_i + b_j) g_j: `(B, N, 1), (B, M, 1), (B, M, D)` -> `(B, N, D)`; invalid g are 0."""
     forth, back = _ranks(a.detach()[..., 0], b.detach()[..., 0], valid)
     # Moved by the middle b the scores stay, and less is lost to rounding where a and b are large and opposite.
     middle = forth.order.gather(1, _middle(b, valid))
     centre = b.detach().gather(1, middle[..., None])
-    a, b = a + centre, b - centre
+    a, b = scale * (a + centre), scale * (b - centre)
     b = b if valid is None else b.masked_fill(~valid[..., None], 0)
     # An export keeps no gradient but that of its operations, and before PyTorch 2.10 it failed at a function.
     if is_recorded(a, b, g) and not (is_transformed() or torch.compiler.is_exporting() or is_traced()):
@@ -123,7 +123,8 @@ def _sums(a: Tensor, b: Tensor, g: Tensor, order: Tensor, counts: Tensor) -> tup
     order = order.reshape(-1, chunks, chunk) if is_traced() else order.unfold(1, chunk, chunk)
     factors, rows = _rows(order, b, g)  # (B, chunks, chunk, 1) and (B, chunks, chunk, D)
     rows[:, 0, 0] = 0  # row k becomes the sum of the first k
-    plain, weighted = _rows(counts, _prefix_sums(rows), _prefix_sums(factors * rows))
+    (sums,) = _rows(counts, _prefix_sums(torch.cat([rows, factors * rows], dim=-1)))
+    plain, weighted = sums.chunk(2, dim=-1)
     return torch.addcmul(weighted, a, plain), plain
 
 

@@ -79,7 +79,9 @@ def attention(driver: Any, case: Case, dtype: str) -> None:
 def op_arrays(case: Case, dtype: str) -> tuple[dict[str, Array], dict[str, Any], Array]:
     """Return arrays and options for the operation alone, and a gradient of its result."""
     rng = np.random.default_rng(zlib.crc32(b"op " + case.name.encode()))
-    arrays = {"theta": rng.normal(size=(2, 11, 5)), "phi": rng.normal(size=(2, 7, 5)), "g": rng.normal(size=(2, 7, 3))}
+    width = 3 if case.mask is None else 8  # fewer than theta and phi have, or more
+    sizes = {"theta": (11, 5), "phi": (7, 5), "g": (7, width)}
+    arrays = {name: rng.normal(size=(2, *size)) for name, size in sizes.items()}
     if case.spec.pairwise == "concatenation":
         arrays["concat_weight"] = rng.normal(size=10)
         if case.spec.bias["concat"]:
@@ -91,7 +93,7 @@ def op_arrays(case: Case, dtype: str) -> tuple[dict[str, Array], dict[str, Any],
     if case.mask is not None:
         options["key_mask"] = rng.random((2, 7)) < 0.6  # noqa: PLR2004 - some, not most
         options["key_mask"][-1] = False
-    return arrays, options, np.asarray(rng.normal(size=(2, 11, 3)), dtype)
+    return arrays, options, np.asarray(rng.normal(size=(2, 11, width)), dtype)
 
 
 def operation_of(case: Case) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 from textbook import Textbook
 
+import nonlocal_core as nlc
 from nonlocal_conformance.assertions import largest
 from nonlocal_conformance.checks.derivatives import largest_of_layer, reference_gradients
 from nonlocal_conformance.checks.training import trajectory
@@ -30,6 +31,17 @@ def condition(case):
         results.append(Textbook().vjp(*arguments, training=training))
         found += [_condition(actual, expected, terms) for actual in results]
     return max(found)
+
+
+def is_alive(case):
+    """Return whether the ReLU of a concatenation lets some pairs pass and others not."""
+    data, spec = case.data(), case.spec
+    if spec.pairwise != "concatenation" or case.mask == "all" or spec.sets(case.spatial).keys == 1:
+        return True
+    every = spec.replace(pairwise="dot_product", bias={name: spec.bias[name] for name in spec.bias if name != "concat"})
+    params = {name: a for name, a in data.params.items() if not name.startswith("concat.")}
+    pairs = np.count_nonzero(nlc.attention(data.x, params, every, key_mask=data.key_mask))
+    return 0 < np.count_nonzero(nlc.attention(data.x, data.params, spec, key_mask=data.key_mask)) < pairs
 
 
 def is_stable(case):

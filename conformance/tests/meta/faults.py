@@ -14,6 +14,7 @@ from faulty import (
     interface,
     layers,
     masks,
+    meetings,
     methods,
     networks,
     norms,
@@ -39,6 +40,7 @@ TOPICS = (
     state,
     dtypes,
     sharded,
+    meetings,
 )
 
 

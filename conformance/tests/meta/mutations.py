@@ -29,10 +29,8 @@ CHANGES = {
 """What becomes of the result of a step; the second argument is the result before it."""
 
 SURVIVORS = {
-    (
-        "embed",
-        "swapped",
-    ): "theta and phi have their channels in another order, and products sum over these",
+    ("embed", "swapped"): "theta and phi have their channels in another order, and products sum over these",
+    ("pool", "shifted"): "without a mask keys and their values are in another order, and sums do not see it",
 }
 """What may survive, and why."""
 

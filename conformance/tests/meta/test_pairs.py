@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from condition import LARGEST, condition
+from condition import LARGEST, condition, is_alive
 from covering import VALUES, meetings, wanted
 
 from nonlocal_conformance import CASES, CHECKS, CUTS, pairs, registry
@@ -34,6 +34,7 @@ def test_what_is_wanted_is_met_by_no_combination_that_cannot_be():
 
 @pytest.mark.parametrize("case", DIFFERENTIABLE)
 def test_a_case_is_well_conditioned(case):
+    assert is_alive(case)
     assert condition(case) <= LARGEST
 
 
