@@ -22,7 +22,7 @@ CAPABILITIES = {
     "mixed": "mixed precision: bfloat16 and float16 operands, float32 parameters",
     "mixed_vjp": "gradients, and training, under mixed precision",
     "mixed_attention": "rows of the weights under mixed precision",
-    "casts": "inputs whose dtype is not that of the parameters",
+    "casts": "inputs whose dtype is not that of the parameters, and those of `mixed_dtypes`",
     "layouts": "memory layouts of the input and of the mask",
     "network": "blocks put into a network, looked at there, and taken out",
     "peak_memory": "measured peak memory, and the named forms without that of the matrix of weights",

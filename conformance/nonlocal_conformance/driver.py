@@ -81,7 +81,7 @@ class Driver(Protocol):
     version: str
     device: str
     dtypes: Sequence[str]
-    """The names of the dtypes in which it computes, such as `("float64", "float32")`."""
+    """In which it computes, `("float64", "float32")` or one of them; half precision is the capability "mixed"."""
     methods: Sequence[str]
     """The values of `method` that it knows."""
     capabilities: AbstractSet[str]
@@ -296,7 +296,8 @@ class Mixed(Protocol):
     """The capability "mixed"."""
 
     mixed_dtypes: Sequence[str]
-    """`("bfloat16", "float16")`, or one of them."""
+    """`("bfloat16", "float16")`, or one of them. With the capability "casts" inputs have these dtypes too, and z and
+    the gradient of x that of x; arrays in bfloat16 are those of the package `ml_dtypes`."""
 
     def mixed(
         self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None, *, method: str = "auto"

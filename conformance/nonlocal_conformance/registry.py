@@ -122,6 +122,9 @@ def _check_driver(driver: Any) -> None:
     if missing:
         message = f"`driver` must have the attributes of a driver. Got {type(driver).__name__} without {missing}."
         raise TypeError(message)
+    for name in driver.dtypes:
+        if name not in {"float64", "float32"}:  # what the tolerance of a result is made for
+            raise fail_value("dtypes", "be some of float64, float32; others are `mixed_dtypes`", repr(name))
     for name in sorted(driver.capabilities):
         if name not in CAPABILITIES:
             near = difflib.get_close_matches(name, CAPABILITIES, cutoff=0.3)

@@ -6,7 +6,8 @@ import pytest
 from condition import LARGEST, condition, is_alive
 from covering import VALUES, meetings, wanted
 
-from nonlocal_conformance import CASES, CHECKS, CUTS, pairs, registry
+import nonlocal_core as nlc
+from nonlocal_conformance import CASES, CHECKS, CUTS, Case, pairs, registry
 from nonlocal_conformance.drivers.numpy import NumpyDriver
 
 ROWS = [{name: row[name] for name in VALUES} for row in pairs.rows()]
@@ -36,6 +37,25 @@ def test_what_is_wanted_is_met_by_no_combination_that_cannot_be():
 def test_a_case_is_well_conditioned(case):
     assert is_alive(case)
     assert condition(case) <= LARGEST
+
+
+def test_a_case_of_ones_own_is_well_conditioned_under_every_name():
+    options = {"pairwise": "concatenation", "norm": "batch"}
+    own = [Case(f"own_{number}", options, (7, 5), mask="some", training=True) for number in range(24)]
+    assert max(map(condition, own)) <= LARGEST
+
+
+def test_a_case_of_ones_own_has_weights():
+    # Of the data of seed 0 under this name no pair is active.
+    options = {"pairwise": "concatenation", "channels": 6, "inner_channels": 4}
+    case = Case("concatenation_batch_evaluation_whole", options, (7, 5))
+    data = case.data()
+    assert nlc.attention(data.x, data.params, case.spec).any()
+
+
+def test_a_seed_of_ones_own_is_kept():
+    zero, one = (Case("own", {"norm": "batch"}, (7, 5), seed=seed).data() for seed in (0, 1))
+    assert (zero.x != one.x).all()
 
 
 def test_a_driver_runs_every_check_on_cases_of_its_own_whatever_their_names_are():

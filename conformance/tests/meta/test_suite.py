@@ -460,6 +460,10 @@ class Boastful(Small):
     capabilities = frozenset({"hvp"})
 
 
+class Half(Small):
+    dtypes = ("float32", "float16")
+
+
 class Bare:
     dtypes = ("float64",)
 
@@ -468,12 +472,13 @@ class Bare:
     ("driver", "error", "words"),
     [
         (Misspelt(), ValueError, "`capabilities` must be some of vjp, .* Got 'vpj'; near names: .*'vjp'"),
+        (Half(), ValueError, "`dtypes` must be some of float64, float32; others are `mixed_dtypes`. Got 'float16'"),
         (Boastful(), TypeError, "`driver` must have a method for each of its capabilities. Got none for 'hvp'"),
         (Bare(), TypeError, r"`driver` must have .* Got Bare without \['name', 'methods', 'capabilities', 'block'\]"),
         (Small, TypeError, "`driver` must be an instance of a driver class"),
         ("jax", TypeError, "`driver` must have the attributes of a driver. Got str without"),
     ],
-    ids=["capability", "method", "attributes", "class", "name"],
+    ids=["capability", "dtype", "method", "attributes", "class", "name"],
 )
 def test_a_driver_that_would_lose_checks_is_refused(driver, error, words):
     with pytest.raises(error, match=words):
