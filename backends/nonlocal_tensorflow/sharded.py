@@ -55,11 +55,11 @@ class Spread:
     ) -> tf.Tensor:
         """Compute the operation for the queries of this replica and the keys of all."""
         dtype, inner, width, here = theta.dtype, phi.shape[2], g.shape[2], phi.shape[1]
+        theta, phi, g = (tf.cast(a, wide(dtype)) for a in (theta, phi, g))  # no bfloat16 is gathered
         is_less = here is None or 2 * inner * width <= replicas() * here * (inner + width)
         if form.pairwise == "dot_product" and method != "pairwise" and is_less:
-            return _by_products(theta, phi, g, form, valid)
+            return tf.cast(_by_products(theta, phi, g, form, valid), dtype)
         if form.pairwise == "concatenation":  # of a key one number is asked
-            theta, phi, g = (tf.cast(a, wide(dtype)) for a in (theta, phi, g))
             theta, phi = (tf.expand_dims(a, -1) for a in summands(theta, phi, form))
             form = dataclasses.replace(form, concat_weight=tf.ones(2, theta.dtype), concat_bias=None)
         keys = [phi, g] if valid is None else [phi, g, tf.cast(tf.expand_dims(valid, -1), phi.dtype)]
@@ -75,14 +75,12 @@ class Spread:
 
 def _by_products(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, form: Form, valid: tf.Tensor | None) -> tf.Tensor:
     """Return theta (phi^T g) / M, of which the C' x D sums over keys, and their number, are all that is sent."""
-    dtype = theta.dtype
     if valid is not None:
         phi, g = masked(phi, valid), masked(g, valid)
-    theta, phi, g = (tf.cast(a, wide(dtype)) for a in (theta, phi, g))
     counted = tf.ones_like(phi[..., 0]) if valid is None else tf.cast(valid, phi.dtype)
     count = tf.reduce_sum(counted, axis=1)[:, tf.newaxis, tf.newaxis]
     products, count = total([tf.matmul(phi, g, transpose_a=True), count])
-    return tf.cast(theta @ (form.scale * products / tf.maximum(count, 1)), dtype)
+    return theta @ (form.scale * products / tf.maximum(count, 1))
 
 
 def check_cut(spec: NonLocalSpec, axis: int, shape: Sequence[Any], norm: Any) -> int | None:
