@@ -9,8 +9,9 @@ from typing import Any
 import tensorflow as tf
 
 from nonlocal_core.errors import fail_type, fail_value
-from nonlocal_core.geometry import interacting_axes, window_of
+from nonlocal_core.planning import sends_products
 from nonlocal_core.spec import NonLocalSpec
+from nonlocal_core.spec.cuts import check_pieces, inner_axis
 from nonlocal_core.spec.form import Form
 from nonlocal_tensorflow.arrays import flat, masked, sizes, wide
 from nonlocal_tensorflow.methods.pairwise import summands
@@ -56,7 +57,7 @@ class Spread:
         """Compute the operation for the queries of this replica and the keys of all."""
         dtype, inner, width, here = theta.dtype, phi.shape[2], g.shape[2], phi.shape[1]
         theta, phi, g = (tf.cast(a, wide(dtype)) for a in (theta, phi, g))  # no bfloat16 is gathered
-        is_less = here is None or 2 * inner * width <= replicas() * here * (inner + width)
+        is_less = here is None or sends_products(replicas() * here, inner, width)
         if form.pairwise == "dot_product" and method != "pairwise" and is_less:
             return tf.cast(_by_products(theta, phi, g, form, valid), dtype)
         if form.pairwise == "concatenation":  # of a key one number is asked
@@ -107,13 +108,6 @@ def check_cut(spec: NonLocalSpec, axis: int, shape: Sequence[Any], norm: Any) ->
         return None
     if norm is not None and not getattr(norm, "synchronized", False):
         raise fail_type("norm", "be the block's own, whose statistics are those of all devices, for a cut input", norm)
-    inner, window, rule = interacting_axes(spec.axes, rank), window_of(spec.subsample, rank), ""
-    piece, size = 1, shape[axis + 1]
-    if spec.group_size is not None and axis == 0:
-        inner, piece, rule = (), spec.group_size, f"be cut between groups of `group_size={spec.group_size}` frames"
-    elif axis in inner and window is not None:
-        piece, rule = window[axis], f"be cut between windows of `subsample`, {window[axis]} here, one for each device"
-    if size is not None and size % piece:
-        got = f"{count * size} positions along spatial axis {axis} in pieces of {[size] * count}"
-        raise fail_value("x", rule, got)
-    return inner.index(axis) if axis in inner else None
+    if shape[axis + 1] is not None:
+        check_pieces(spec, rank, axis, [shape[axis + 1]] * count)
+    return inner_axis(spec, rank, axis)

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from nonlocal_conformance.driver import Array, Everything, Mask, Params, Spec, dtype_of
 from nonlocal_conformance.processes import Processes
-from nonlocal_core.errors import fail_value
+from nonlocal_conformance.registry import Unsupported
 from nonlocal_core.spec.parameters import STATISTICS
 from nonlocal_tensorflow import NonLocalBlock
 
@@ -63,6 +63,7 @@ def sharded(
 
     Raises:
         ValueError: if the block refuses the cut.
+        Unsupported: if the pieces would not be equally large.
     """
     return processes(devices)(work, devices, axis, spec, params, (x, dz, key_mask), None, training, method)[0]
 
@@ -114,9 +115,10 @@ def work(
     method: str,
 ) -> Any:
     """Do in the process what `sharded` says, or with directions what `sharded_hvp` says."""
-    strategy, size = strategy_of(devices), np.shape(arrays[0])[axis]
-    if size % devices:
-        raise fail_value("x", f"be cut into {devices} pieces of one size", f"size {size} on axis {axis}")
+    strategy = strategy_of(devices)
+    if arrays[0].shape[axis] % devices:
+        message = f"a strategy cuts into equal pieces, not {arrays[0].shape[axis]} into {devices}"
+        raise Unsupported(message)
     cut = [None if a is None else cut_value(strategy, np.split(a, devices, axis)) for a in arrays]
     options: dict[str, Any] = {"sharded_axis": axis - 1} if axis else {"synchronized": True}
     with strategy.scope():

@@ -37,6 +37,23 @@ def traced(_, devices, spec, params, x, dz, mask):
     )
 
 
+def squared(theta, phi):
+    """Score pairs by the square of their product."""
+    return tf.matmul(theta, phi, transpose_b=True) ** 2
+
+
+def called(_, x, dim, options):
+    """Return what a block of two replicas makes of the parts of `x` along `dim`, and what one makes of the whole."""
+    alone, rng, strategy = NonLocalBlock(6, residual=False, **options), np.random.default_rng(0), cut.strategy_of(2)
+    params = {name: rng.uniform(0.1, 1.1, a.shape) for name, a in alone.export_params().items()}
+    alone.import_params(params)
+    with strategy.scope():
+        block = NonLocalBlock(6, residual=False, sharded_axis=1, **options)
+        block.import_params(params)
+    z = cut.whole(strategy, strategy.run(block, [cut.cut_value(strategy, np.split(x, 2, dim))]), dim)
+    return z.astype("float32"), tf.cast(alone(x), "float32").numpy()
+
+
 def raised(_, name):
     """Return the error of a block on a cut input."""
     options = {
