@@ -45,9 +45,9 @@ class NonLocalBlock(KerasBlock):
             of Keras, which is "channels_last" unless it was changed.
         synchronized: whether batch normalisation takes its statistics from all replicas of a distribution strategy.
         sharded_axis: experimental. The spatial axis, 0 the first, along which the replicas of a distribution strategy
-            cut the positions: in `strategy.run` each gives the block its part of the same samples, all of one size,
-            and gets that part of z. Keys are shared, and statistics are those of all replicas. None, one replica, or
-            a call outside of `strategy.run`: the input is whole.
+            cut the positions: in `strategy.run` each gives the block its part of the same samples, and gets that part
+            of z. Keys are shared, and statistics are those of all replicas. None, one replica, or a call outside of
+            `strategy.run`: the input is whole.
         name: the name of the layer.
         dtype: the dtype or the dtype policy of the layer.
         trainable: whether the parameters are trained.

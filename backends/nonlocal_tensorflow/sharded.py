@@ -31,12 +31,20 @@ def total(a: Any) -> Any:
     return a if replicas() == 1 else tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, a)
 
 
+def _of_all(number: int) -> list[int]:
+    """Return from each replica a number that is known when a function is traced; other hosts have what this one has."""
+    found = tf.distribute.get_replica_context().merge_call(
+        lambda strategy, number: strategy.experimental_local_results(number), args=(number,)
+    )
+    return list(found) * (replicas() // len(found))  # one alone where all are the same
+
+
 @dataclasses.dataclass(frozen=True)
 class Spread:
     """Where the keys of a set are.
 
     Args:
-        axis: the axis of the set that the replicas cut, all into pieces of the same size.
+        axis: the axis of the set that the replicas cut.
         key_sizes: the sizes of the pooled keys on this replica.
     """
 
@@ -55,16 +63,16 @@ class Spread:
         gradients: bool,
     ) -> tf.Tensor:
         """Compute the operation for the queries of this replica and the keys of all."""
-        dtype, inner, width, here = theta.dtype, phi.shape[2], g.shape[2], phi.shape[1]
+        dtype, inner, width, keys = theta.dtype, phi.shape[2], g.shape[2], phi.shape[1]
         theta, phi, g = (tf.cast(a, wide(dtype)) for a in (theta, phi, g))  # no bfloat16 is gathered
-        is_less = here is None or sends_products(replicas() * here, inner, width)
-        if form.pairwise == "dot_product" and method != "pairwise" and is_less:
+        is_linear = form.pairwise == "dot_product" and method != "pairwise"
+        if is_linear and (keys is None or sends_products(sum(_of_all(keys)), inner, width)):
             return tf.cast(_by_products(theta, phi, g, form, valid), dtype)
         if form.pairwise == "concatenation":  # of a key one number is asked
             theta, phi = (tf.expand_dims(a, -1) for a in summands(theta, phi, form))
             form = dataclasses.replace(form, concat_weight=tf.ones(2, theta.dtype), concat_bias=None)
-        keys = [phi, g] if valid is None else [phi, g, tf.cast(tf.expand_dims(valid, -1), phi.dtype)]
-        phi, g, *shown = tf.split(self._gather(tf.concat(keys, -1)), [a.shape[-1] for a in keys], -1)
+        own = [phi, g] if valid is None else [phi, g, tf.cast(tf.expand_dims(valid, -1), phi.dtype)]
+        phi, g, *shown = tf.split(self._gather(tf.concat(own, -1)), [a.shape[-1] for a in own], -1)
         valid = None if valid is None else shown[0][..., 0] > 0
         return tf.cast(aggregate(theta, phi, g, form, valid, method, gradients=gradients), dtype)
 
@@ -85,7 +93,7 @@ def _by_products(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, form: Form, val
 
 
 def check_cut(spec: NonLocalSpec, axis: int, shape: Sequence[Any], norm: Any) -> int | None:
-    """Check how the replicas cut positions, by what this one has; the others have as many.
+    """Check how the replicas cut positions.
 
     Args:
         spec: the block.
@@ -101,13 +109,13 @@ def check_cut(spec: NonLocalSpec, axis: int, shape: Sequence[Any], norm: Any) ->
         ValueError: if the axis is out of range, or a window or a group would be on two replicas.
     """
     spec.check_input([None if number == axis + 1 else size for number, size in enumerate(shape)])
-    rank, count = len(shape) - 2, replicas()
+    rank = len(shape) - 2
     if axis >= rank:
         raise fail_value("sharded_axis", f"be one of the {rank} spatial axes of `x`", axis)
-    if count == 1:
+    if replicas() == 1:
         return None
     if norm is not None and not getattr(norm, "synchronized", False):
         raise fail_type("norm", "be the block's own, whose statistics are those of all devices, for a cut input", norm)
     if shape[axis + 1] is not None:
-        check_pieces(spec, rank, axis, [shape[axis + 1]] * count)
+        check_pieces(spec, rank, axis, _of_all(shape[axis + 1]))
     return inner_axis(spec, rank, axis)

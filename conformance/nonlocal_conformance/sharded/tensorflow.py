@@ -11,7 +11,6 @@ import tensorflow as tf
 
 from nonlocal_conformance.driver import Array, Everything, Mask, Params, Spec, dtype_of
 from nonlocal_conformance.processes import Processes
-from nonlocal_conformance.registry import Unsupported
 from nonlocal_core.spec.parameters import STATISTICS
 from nonlocal_tensorflow import NonLocalBlock
 
@@ -57,13 +56,12 @@ def sharded(
         dz: the gradient of z.
         key_mask: `(B, S1..Sk)`, or None.
         axis: which axis of `x` the devices cut, 0 for the batch.
-        devices: how many, each of which gets as much.
+        devices: how many; if they do not divide its size the last get less.
         training: whether batch normalisation takes its statistics from `x`.
         method: how the operation is computed.
 
     Raises:
         ValueError: if the block refuses the cut.
-        Unsupported: if the pieces would not be equally large.
     """
     return processes(devices)(work, devices, axis, spec, params, (x, dz, key_mask), None, training, method)[0]
 
@@ -116,10 +114,7 @@ def work(
 ) -> Any:
     """Do in the process what `sharded` says, or with directions what `sharded_hvp` says."""
     strategy = strategy_of(devices)
-    if arrays[0].shape[axis] % devices:
-        message = f"a strategy cuts into equal pieces, not {arrays[0].shape[axis]} into {devices}"
-        raise Unsupported(message)
-    cut = [None if a is None else cut_value(strategy, np.split(a, devices, axis)) for a in arrays]
+    cut = [None if a is None else cut_value(strategy, a, axis) for a in arrays]
     options: dict[str, Any] = {"sharded_axis": axis - 1} if axis else {"synchronized": True}
     with strategy.scope():
         block = block_of(spec, params, method=method, **options)
@@ -131,8 +126,10 @@ def work(
     return whole(strategy, dx, axis), summed(strategy, dparams)
 
 
-def cut_value(strategy: tf.distribute.Strategy, pieces: list[Array]) -> Any:
-    """Give each replica its piece."""
+def cut_value(strategy: tf.distribute.Strategy, a: Array, axis: int) -> Any:
+    """Give each replica its piece of an array."""
+    each = -(-a.shape[axis] // strategy.num_replicas_in_sync)
+    pieces = np.split(a, each * np.arange(1, strategy.num_replicas_in_sync), axis)
     return strategy.experimental_distribute_values_from_function(
         lambda context: tf.constant(pieces[context.replica_id_in_sync_group])
     )

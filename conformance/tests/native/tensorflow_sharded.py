@@ -27,7 +27,7 @@ def traced(_, devices, spec, params, x, dz, mask):
         arrays = unknown(x, spec.channels), unknown(dz, spec.channels), unknown(mask)
         return cut.differentiated(block, *arrays, training=True)
 
-    given = [cut.cut_value(strategy, np.split(a, devices, 1)) for a in (x, dz, mask)]
+    given = [cut.cut_value(strategy, a, 1) for a in (x, dz, mask)]
     z, dx, dparams = tf.function(lambda *pieces: strategy.run(step, pieces))(*given)
     return (
         cut.whole(strategy, z, 1),
@@ -50,7 +50,7 @@ def called(_, x, dim, options):
     with strategy.scope():
         block = NonLocalBlock(6, residual=False, sharded_axis=1, **options)
         block.import_params(params)
-    z = cut.whole(strategy, strategy.run(block, [cut.cut_value(strategy, np.split(x, 2, dim))]), dim)
+    z = cut.whole(strategy, strategy.run(block, [cut.cut_value(strategy, x, dim)]), dim)
     return z.astype("float32"), tf.cast(alone(x), "float32").numpy()
 
 
@@ -63,13 +63,14 @@ def raised(_, name):
         "axis": {"sharded_axis": 1},
         "when run": {"subsample": 2},
     }
+    shapes = {"groups": (2, 6, 4, 3, 6), "no position": (2, 1, 6)}
     strategy, case = cut.strategy_of(2), name.removesuffix(" of a new block")
     with strategy.scope():
         channels = 6 if case == name else None
         block = NonLocalBlock(channels, **{"sharded_axis": 0, "norm": "batch", **options.get(case, {})})
         if case == "another norm":
             block.norm = keras.layers.GroupNormalization(2)
-    x = cut.cut_value(strategy, np.split(np.ones((2, 6, 4, 3, 6) if case == "groups" else (2, 6, 6), "float32"), 2, 1))
+    x = cut.cut_value(strategy, np.ones(shapes.get(case, (2, 6, 6)), "float32"), 1)
     calls = {
         "attention": lambda x: strategy.run(block.attention, [x]),
         "when run": tf.function(lambda x: strategy.run(lambda x: block(unknown(x, 6)), [x])),

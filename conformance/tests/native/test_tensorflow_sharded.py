@@ -2,6 +2,7 @@
 
 import re
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,7 +12,7 @@ import nonlocal_core as nlc
 from nonlocal_conformance.assertions import assert_close, largest
 from nonlocal_conformance.cases import Case
 from nonlocal_conformance.sharded.tensorflow import block_of, differentiated, processes, sharded
-from nonlocal_tensorflow import NonLocalBlock
+from nonlocal_tensorflow import NonLocalBlock, insert_nonlocal
 
 FORMS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 EVEN = (8, 5)
@@ -105,6 +106,7 @@ ERRORS = {
     "window of a new block": r"`x` must be cut between windows of `subsample`, 2 here, .* in pieces of \[3, 3\]",
     "groups": r"`x` must be cut between groups of `group_size=2` frames. Got 6 .* along spatial axis 0 .* \[3, 3\]",
     "groups of a new block": r"`x` must be cut between groups of `group_size=2` frames",
+    "no position": r"`x` must have positions for every device that it is cut over. Got 1 .* in pieces of \[1, 0\]",
     "axis": r"`sharded_axis` must be one of the 1 spatial axes of `x`. Got 1",
     "another norm": r"`norm` must be the block's own, whose statistics are those of all devices",
     "attention": r"`x` must be whole, and so `key_mask`, for rows of weights",
@@ -137,6 +139,9 @@ def test_the_axis_is_kept():
     assert (again.sharded_axis, again.synchronized, again.norm.synchronized) == (1, False, True)
     assert block.fold_norm().sharded_axis == 1
     assert NonLocalBlock.from_spec(block.spec, sharded_axis=1).sharded_axis == 1
+    model = keras.Sequential([keras.Input((4, 4, 6)), keras.layers.Dense(6, name="dense")])
+    larger, _ = insert_nonlocal(model, ["dense"], norm="batch", sharded_axis=1, synchronized=True)
+    assert (larger.layers[-1].sharded_axis, larger.layers[-1].synchronized) == (1, True)
 
 
 def test_one_device_computes_as_without_the_axis():
