@@ -49,16 +49,24 @@ def flat(a: tf.Tensor) -> tf.Tensor:
 
 
 def checks_when_run(
-    spec: NonLocalSpec, grid: tf.Tensor, sets: Sets, key_mask: tf.Tensor | None, *, training: bool
+    spec: NonLocalSpec, grid: tf.Tensor, sets: Sets, key_mask: tf.Tensor | None, cut: int | None, *, training: bool
 ) -> list[Any]:
-    """Return checks of the sizes that were unknown when the graph was traced; XLA leaves such checks out."""
+    """Return checks of the sizes that were unknown when the graph was traced; XLA leaves such checks out.
+
+    Replicas cut the sets along the axis `cut`, if any.
+    """
     shape, checks = tf.shape(grid), []
     if spec.group_size is not None:
         message = "`group_size` must divide the number of frames."
         checks.append(tf.debugging.assert_equal(shape[1] % spec.group_size, 0, message))
-    for size, length in zip(sets.inner_sizes, sets.window or (1,) * len(sets.inner), strict=True):
+    window = sets.window or (1,) * len(sets.inner)
+    for axis, (size, length) in enumerate(zip(sets.inner_sizes, window, strict=True)):
         message = "`subsample` must leave at least one window on every axis."
         checks.append(tf.debugging.assert_greater_equal(size, length, message))
+        if axis == cut:
+            checks.append(
+                tf.debugging.assert_equal(size % length, 0, "`x` must be cut between windows of `subsample`.")
+            )
     if key_mask is not None:
         message = "`key_mask` must have the shape of `x` without its channels."
         checks.append(tf.debugging.assert_equal(tf.shape(key_mask), shape[:-1], message))

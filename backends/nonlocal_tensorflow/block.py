@@ -9,7 +9,8 @@ from typing import Any, Unpack
 import keras
 import tensorflow as tf
 
-from nonlocal_core.arguments import check_array, check_bool, check_choice, check_positions
+from nonlocal_core.arguments import check_array, check_bool, check_choice, check_int, check_positions
+from nonlocal_core.errors import fail_value
 from nonlocal_core.planning import check_method
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.form import form_of
@@ -21,6 +22,7 @@ from nonlocal_tensorflow.layers import BlockOptions, parted
 from nonlocal_tensorflow.linear import linear
 from nonlocal_tensorflow.methods.pairwise import pairwise_weights
 from nonlocal_tensorflow.op import aggregate
+from nonlocal_tensorflow.sharded import replicas
 
 __all__ = ["NonLocalBlock"]
 
@@ -42,6 +44,10 @@ class NonLocalBlock(KerasBlock):
         data_format: "channels_last", `(B, S1..Sk, C)`, or "channels_first", `(B, C, S1..Sk)`. None: the setting
             of Keras, which is "channels_last" unless it was changed.
         synchronized: whether batch normalisation takes its statistics from all replicas of a distribution strategy.
+        sharded_axis: experimental. The spatial axis, 0 the first, along which the replicas of a distribution strategy
+            cut the positions: in `strategy.run` each gives the block its part of the same samples, and gets that part
+            of z. Keys are shared, and statistics are those of all replicas. None, one replica, or a call outside of
+            `strategy.run`: the input is whole.
         name: the name of the layer.
         dtype: the dtype or the dtype policy of the layer.
         trainable: whether the parameters are trained.
@@ -71,6 +77,7 @@ class NonLocalBlock(KerasBlock):
         method: str = "auto",
         data_format: str | None = None,
         synchronized: bool = False,
+        sharded_axis: int | None = None,
         name: str | None = None,
         dtype: Any = None,
         trainable: bool = True,
@@ -84,6 +91,9 @@ class NonLocalBlock(KerasBlock):
         data_format = keras.config.image_data_format() if data_format is None else data_format
         self.data_format = check_choice("data_format", data_format, ("channels_last", "channels_first"))
         self.method, self.channels, self.synchronized = method, channels, synchronized
+        if sharded_axis is not None:
+            sharded_axis = check_int("sharded_axis", sharded_axis, "be an int of at least 0", least=0)
+        self.sharded_axis = sharded_axis
         self.supports_masking = True
         own, given = parted(options)
         self._spec_of, self._given = partial(NonLocalSpec, **own), partial(keras.layers.Dense, **given)
@@ -122,7 +132,8 @@ class NonLocalBlock(KerasBlock):
         own = bool(training) and self.norm is not None and self.norm.trainable  # statistics of this input
         embedded = embed(self, x, mask if key_mask is None else key_mask, training=own)
         (theta, phi, g), form = embedded.arrays, form_of(self.spec, self.own_params())
-        y = aggregate(theta, phi, g, form, embedded.valid, self.method, gradients=bool(training))
+        summed = aggregate if embedded.spread is None else embedded.spread.aggregate
+        y = summed(theta, phi, g, form, embedded.valid, self.method, gradients=bool(training))
         return result(self, y, x, embedded, training=own)
 
     def attention(
@@ -147,6 +158,10 @@ class NonLocalBlock(KerasBlock):
             ValueError: if a shape does not fit the spec or a position is out of range.
         """
         check_array("x", x)
+        if self.sharded_axis is not None and replicas() > 1:
+            raise fail_value(
+                "x", "be whole, and so `key_mask`, for rows of weights, outside of `strategy.run`", x.shape
+            )
         if self.spec is None:
             self.build(x.shape)
         form = form_of(self.spec, self.own_params())

@@ -17,6 +17,7 @@ from nonlocal_core.spec.block import options_of
 from nonlocal_core.spec.calls import check_arrays
 from nonlocal_tensorflow.arrays import channels_last
 from nonlocal_tensorflow.layers import LAYERS, DenseOptions, LayeredBlock
+from nonlocal_tensorflow.sharded import check_cut
 
 __all__ = ["KerasBlock"]
 
@@ -36,6 +37,7 @@ class KerasBlock(LayeredBlock):
         method: str = "auto",
         data_format: str | None = None,
         synchronized: bool = False,
+        sharded_axis: int | None = None,
         name: str | None = None,
         dtype: Any = None,
         trainable: bool = True,
@@ -43,8 +45,9 @@ class KerasBlock(LayeredBlock):
         **given: Unpack[DenseOptions],
     ) -> Self:
         """Return a new block that computes `spec`."""
-        own = {"method": method, "data_format": data_format, "synchronized": synchronized, "name": name, "dtype": dtype}
-        return cls(**options_of(spec), **own, trainable=trainable, autocast=autocast, **given)
+        own = {"method": method, "data_format": data_format, "synchronized": synchronized, "sharded_axis": sharded_axis}
+        keras_own = {"name": name, "dtype": dtype, "trainable": trainable, "autocast": autocast}
+        return cls(**options_of(spec), **own, **keras_own, **given)
 
     def build(self, x_shape: Sequence[Size], key_mask_shape: Sequence[Size] | None = None) -> None:
         """Create the parameters for an input of this shape, if they do not exist yet.
@@ -60,6 +63,8 @@ class KerasBlock(LayeredBlock):
         if self.spec is None and shape[-1] is None:
             raise fail_value("channels", "be given where the channels of the input are unknown", None)
         spec = self._spec_of(channels=shape[-1]) if self.spec is None else self.spec
+        if self.sharded_axis is not None:
+            check_cut(spec, self.sharded_axis, shape, self.norm)
         spec.check_input(shape, mask_shape=key_mask_shape)
         if self.spec is None:
             self._create(spec)
@@ -115,6 +120,7 @@ class KerasBlock(LayeredBlock):
             "method": self.method,
             "data_format": self.data_format,
             "synchronized": self.synchronized,
+            "sharded_axis": self.sharded_axis,
             "autocast": self.autocast,
             "needs": "import nonlocal_tensorflow",  # Keras shows it where the class of the block is unknown
         }
@@ -138,6 +144,7 @@ class KerasBlock(LayeredBlock):
             method=self.method,
             data_format=self.data_format,
             synchronized=self.synchronized,
+            sharded_axis=self.sharded_axis,
             name=self.name,
             dtype=self.dtype_policy,
             trainable=self.trainable,

@@ -16,6 +16,7 @@ from nonlocal_tensorflow.arrays import channels_last, checks_when_run, flat, mas
 from nonlocal_tensorflow.layers import LayeredBlock
 from nonlocal_tensorflow.linear import is_plain, kernel_and_bias, linear, product
 from nonlocal_tensorflow.norm import BatchNorm
+from nonlocal_tensorflow.sharded import Spread, check_cut, replicas
 
 __all__ = ["Embedded", "among_all_keys", "embed", "result", "set_numbers", "uncut"]
 
@@ -38,6 +39,8 @@ class Embedded(NamedTuple):
     """The mask that was given."""
     valid: tf.Tensor | None
     """Which keys take part, `(B', M')`; None: all."""
+    spread: Spread | None
+    """Where the keys of a set are, if not all on this replica."""
 
 
 def embed(
@@ -59,12 +62,15 @@ def embed(
     """
     spec, order = block.spec, channels_last(range(len(x.shape)), block.data_format)
     grid = x if block.data_format == "channels_last" else tf.transpose(x, order)
+    axis = None if block.sharded_axis is None else check_cut(spec, block.sharded_axis, grid.shape, block.norm)
+    if replicas() > 1 and getattr(block.norm, "synchronized", False):
+        training = False  # the others have values too
     check_arrays(spec, grid.shape, grid, key_mask, training=training)
     grid = tf.cast(grid, block.compute_dtype)
     shape = sizes(grid)
     sets = spec.sets(shape[1:-1])
     if None in grid.shape or (key_mask is not None and None in key_mask.shape):
-        checks = checks_when_run(spec, grid, sets, key_mask, training=training)
+        checks = checks_when_run(spec, grid, sets, key_mask, axis, training=training)
         with tf.control_dependencies(checks):  # or statistics would move before a check fails
             grid = tf.identity(grid)
         if grid.shape[-1] is None:
@@ -90,7 +96,8 @@ def embed(
         else:
             a = linear(keys, getattr(block, layer), leading)
             arrays.append(a if is_whole else _pool(_cut(a, sets), sets, mask, valid))
-    return Embedded(grid, lost, shape, sets, arrays, key_mask, valid)
+    spread = None if axis is None else Spread(axis, sets.key_sizes)
+    return Embedded(grid, lost, shape, sets, arrays, key_mask, valid, spread)
 
 
 def result(block: LayeredBlock, y: tf.Tensor, x: tf.Tensor, embedded: Embedded, *, training: bool) -> tf.Tensor:

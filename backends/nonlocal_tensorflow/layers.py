@@ -59,6 +59,7 @@ class LayeredBlock(CanonicalBlock, keras.layers.Layer):
     pairwise: keras.Layer | None = None
     data_format: str
     synchronized: bool
+    sharded_axis: int | None
     _given: partial[keras.layers.Dense]
     """Keras' Dense with the arguments that were given for it."""
     _own_names: tuple[str, ...]
@@ -88,7 +89,7 @@ class LayeredBlock(CanonicalBlock, keras.layers.Layer):
                 momentum=1 - self.spec.norm_momentum,
                 epsilon=self.spec.norm_epsilon,
                 gamma_initializer=start,
-                synchronized=self.synchronized,
+                synchronized=self.synchronized or self.sharded_axis is not None,
                 **shared | {"dtype": self.variable_dtype},
             )
         # One of its own for each, since Keras' repeat their values.

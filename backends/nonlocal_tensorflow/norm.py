@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from nonlocal_tensorflow.arrays import masked, wide
+from nonlocal_tensorflow.sharded import replicas, total
 
 __all__ = ["BatchNorm"]
 
@@ -30,7 +31,7 @@ class BatchNorm(keras.layers.BatchNormalization):
             tf.cast(weight, r.dtype) for weight in (self.gamma, self.beta, self.moving_mean, self.moving_variance)
         )
         count = None
-        if mask is not None or self.synchronized:
+        if mask is not None or (self.synchronized and replicas() > 1):
             kept = tf.ones_like(r[:, :, 0]) if mask is None else tf.cast(mask, r.dtype)
             count = self._summed(tf.reduce_sum(kept))
         shift = tf.stop_gradient(self._mean(r, mask, count))
@@ -57,7 +58,4 @@ class BatchNorm(keras.layers.BatchNormalization):
 
     def _summed(self, a: tf.Tensor) -> tf.Tensor:
         """Return the sum of `a` over all replicas, if the layer is synchronised."""
-        context = tf.distribute.get_replica_context()
-        if not self.synchronized or context is None or context.num_replicas_in_sync == 1:
-            return a
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, a)
+        return total(a) if self.synchronized else a

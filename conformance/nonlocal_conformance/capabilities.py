@@ -45,7 +45,7 @@ DEVICES = frozenset({"sharded", "sharded_hvp", "sharded_memory", "traffic"})
 
 BACKENDS = {
     "numpy": frozenset(CAPABILITIES) - {"hvp", *_FRAMEWORK, *DEVICES, "layouts", "network", "large", "replaced"},
-    "tensorflow": frozenset(CAPABILITIES) - {"layouts", *DEVICES},
+    "tensorflow": frozenset(CAPABILITIES) - {"layouts", "sharded_memory", "traffic"},
     "torch": frozenset(CAPABILITIES),
     "jax": frozenset(CAPABILITIES) - {"layouts", *DEVICES},
 }

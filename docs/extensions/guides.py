@@ -31,6 +31,7 @@ class Order:
         "large_input.py",
         "cut_video.py",
         "cut_picture.py",
+        "cut_keras.py",
         "plain_jax.py",
         "mixed_precision.py",
         "export.py",

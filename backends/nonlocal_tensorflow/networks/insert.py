@@ -30,6 +30,8 @@ def insert_nonlocal(
     *,
     method: str = "auto",
     data_format: str | None = None,
+    synchronized: bool = False,
+    sharded_axis: int | None = None,
     **options: Unpack[BlockOptions],
 ) -> tuple[keras.Model, list[Insertion]]:
     """Return a network with new non-local blocks in it; it computes the same until they are trained.
@@ -47,6 +49,8 @@ def insert_nonlocal(
             name of a layer follows the model's and a slash, as in "backbone/conv4_block6_out".
         method: as in `NonLocalBlock`.
         data_format: as in `NonLocalBlock`; None: that of the layer at the place, if it has one.
+        synchronized: as in `NonLocalBlock`.
+        sharded_axis: as in `NonLocalBlock`; the network must then compute each part of its input by itself.
         **options: those of `NonLocalBlock`, the options of `nonlocal_core.NonLocalSpec` and the arguments for its
             layers, but `channels`, which is seen.
 
@@ -87,6 +91,8 @@ def insert_nonlocal(
             shape[-1],
             method=method,
             data_format=own_format,
+            synchronized=synchronized,
+            sharded_axis=sharded_axis,
             name=f"{layer.name}{_JOINED}",
             # A layer may give another dtype than that of its policy, and what flows must stay as it is.
             dtype=layer.dtype_policy if layer.compute_dtype == y.dtype else y.dtype,

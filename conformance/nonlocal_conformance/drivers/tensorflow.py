@@ -14,11 +14,19 @@ import numpy as np
 import tensorflow as tf
 
 from nonlocal_conformance.capabilities import BACKENDS
-from nonlocal_conformance.driver import Array, Everything, Mask, Network, Params, Session, Spec, dtype_of
+from nonlocal_conformance.driver import Array, Everything, Mask, Network, Params, Session, Spec
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_conformance.networks.tensorflow import TensorflowNetwork
+from nonlocal_conformance.sharded.tensorflow import (
+    block_of,
+    differentiated,
+    name_of,
+    sharded,
+    sharded_hvp,
+    statistics_of,
+    twice_differentiated,
+)
 from nonlocal_core.planning import METHODS
-from nonlocal_core.spec.parameters import STATISTICS
 from nonlocal_tensorflow import NonLocalBlock, nonlocal_op
 
 __all__ = ["TensorflowDriver"]
@@ -26,7 +34,6 @@ __all__ = ["TensorflowDriver"]
 T = TypeVar("T")
 
 _DEVICES = {"cpu": "CPU", "cuda": "GPU", "gpu": "GPU"}
-_NAMES = {"kernel": "weight", "gamma": "weight", "beta": "bias"}
 
 
 class TensorflowDriver:
@@ -39,6 +46,8 @@ class TensorflowDriver:
     mixed_dtypes = ("bfloat16", "float16")
     capabilities = BACKENDS["tensorflow"]
     unbiased = False
+    sharded = staticmethod(sharded)
+    sharded_hvp = staticmethod(sharded_hvp)
 
     def __init__(self, device: str = "cpu") -> None:
         """Take the device, which must be there."""
@@ -86,7 +95,7 @@ class TensorflowDriver:
     def session(self, spec: Spec, params: Params, *, method: str = "auto") -> Session:
         """Return a layer."""
         with self._scope():
-            return _Session(_block(spec, params, method=method), self._scope)
+            return _Session(block_of(spec, params, method=method), self._scope)
 
     def hvp(
         self,
@@ -103,26 +112,16 @@ class TensorflowDriver:
     ) -> tuple[Array, Params]:
         """Return the gradients of <gradients, v>, reverse over reverse."""
         with self._scope():
-            block, given = _block(spec, params, method=method), tf.constant(x)
-            sources = (given, _trainable(block))
-            with tf.GradientTape() as outer:
-                outer.watch(given)
-                with tf.GradientTape() as inner:
-                    inner.watch(given)
-                    z = block(given, key_mask=_mask(key_mask), training=training)
-                dx, dparams = inner.gradient(z, sources, tf.constant(dz))
-                products = [dx * vx, *(d * vparams[name].T for name, d in dparams.items())]
-                product = tf.add_n([tf.reduce_sum(a) for a in products])
-            zero = tf.UnconnectedGradients.ZERO
-            hx, hparams = outer.gradient(product, sources, unconnected_gradients=zero)
-            return hx.numpy(), {name: h.numpy().T for name, h in hparams.items()}
+            block = block_of(spec, params, method=method)
+            arrays = tf.constant(x), tf.constant(dz), _mask(key_mask), tf.constant(vx)
+            return _arrays(*twice_differentiated(block, *arrays, vparams, training=training))
 
     def train(
         self, spec: Spec, params: Params, x: Array, target: Array, key_mask: Mask = None, *, steps: int, rate: float
     ) -> tuple[list[float], Params]:
         """Return the losses, mean squares of z - target, and the parameters of plain SGD in training mode."""
         with self._scope():
-            block = _block(spec, params)
+            block = block_of(spec, params)
             optimizer, mean_square, losses = keras.optimizers.SGD(rate), keras.losses.MeanSquaredError(), []
             for _ in range(steps):
                 with tf.GradientTape() as tape:
@@ -151,12 +150,12 @@ class TensorflowDriver:
     def attention(self, spec: Spec, params: Params, x: Array, positions: Any = None, key_mask: Mask = None) -> Array:
         """Return rows of the weights."""
         with self._scope():
-            return _block(spec, params).attention(tf.constant(x), positions, _mask(key_mask)).numpy()
+            return block_of(spec, params).attention(tf.constant(x), positions, _mask(key_mask)).numpy()
 
     def export(self, spec: Spec, params: Params) -> Params:
         """Take parameters in and give them out again."""
         with self._scope():
-            return _block(spec, params).export_params()
+            return block_of(spec, params).export_params()
 
     def create(self, **options: Any) -> Spec:
         """Return the spec of a block with these options."""
@@ -188,7 +187,7 @@ class TensorflowDriver:
     ) -> Array:
         """Return the output of a block compiled by XLA."""
         with self._scope():
-            block = _block(spec, params, method=method)
+            block = block_of(spec, params, method=method)
             call = tf.function(lambda x, mask: block(x, key_mask=mask, training=training), jit_compile=True)
             return call(tf.constant(x), _mask(key_mask)).numpy()
 
@@ -197,7 +196,7 @@ class TensorflowDriver:
     ) -> Array:
         """Return the output under a policy of mixed precision, for an input that Keras leaves in its own dtype."""
         with self._scope():
-            block = _block(spec, params, f"mixed_{dtype}", method=method)
+            block = block_of(spec, params, f"mixed_{dtype}", method=method)
             return block(tf.constant(x), key_mask=_mask(key_mask)).numpy()
 
     def compiled_vjp(
@@ -213,11 +212,11 @@ class TensorflowDriver:
     ) -> Everything:
         """Return the output and the gradients of a block, which XLA compiles together."""
         with self._scope():
-            block = _block(spec, params, method=method)
+            block = block_of(spec, params, method=method)
 
-            compiled = tf.function(lambda *arrays: _differentiated(block, *arrays, training=training), jit_compile=True)
+            compiled = tf.function(lambda *arrays: differentiated(block, *arrays, training=training), jit_compile=True)
             z, *gradients = compiled(tf.constant(x), tf.constant(dz), _mask(key_mask))
-            return z.numpy(), _statistics(block), *_arrays(*gradients)
+            return z.numpy(), statistics_of(block), *_arrays(*gradients)
 
     def mixed_vjp(
         self,
@@ -233,27 +232,27 @@ class TensorflowDriver:
     ) -> Everything:
         """Return the output and the gradients under a policy of mixed precision."""
         with self._scope():
-            session = _Session(_block(spec, params, f"mixed_{dtype}", method=method), self._scope)
+            session = _Session(block_of(spec, params, f"mixed_{dtype}", method=method), self._scope)
         return session.gradients(x, dz, key_mask, training=training)
 
     def mixed_attention(self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None) -> Array:
         """Return rows of the weights under a policy of mixed precision."""
         with self._scope():
-            return _block(spec, params, f"mixed_{dtype}").attention(tf.constant(x), None, _mask(key_mask)).numpy()
+            return block_of(spec, params, f"mixed_{dtype}").attention(tf.constant(x), None, _mask(key_mask)).numpy()
 
     def replaced(
         self, spec: Spec, params: Params, x: Array, dz: Array, layer: str, key_mask: Mask = None
     ) -> tuple[Array, tuple[Array, Params], Array, Callable[[], Params]]:
         """Return what a block with a doubled layer gives."""
         with self._scope():
-            block = _block(spec, params)
+            block = block_of(spec, params)
             old = getattr(block, layer)
             doubled = _Doubled.from_config(old.get_config())
             setattr(block, layer, doubled)
             for new, weight in zip(doubled.weights, old.weights, strict=True):
                 new.assign(weight)
             given, mask = tf.constant(x), _mask(key_mask)
-            z, *gradients = _differentiated(block, given, tf.constant(dz), mask, training=False)
+            z, *gradients = differentiated(block, given, tf.constant(dz), mask, training=False)
             return z.numpy(), _arrays(*gradients), block.attention(given, None, mask).numpy(), block.export_params
 
     def network(self, layers: Params, shape: tuple[int, ...]) -> Network:
@@ -296,14 +295,14 @@ class _Session:
         """Return z and the running statistics."""
         with self._scope():
             z = self._block(tf.constant(x), key_mask=_mask(key_mask), training=training)
-            return z.numpy(), _statistics(self._block)
+            return z.numpy(), statistics_of(self._block)
 
     def gradients(self, x: Array, dz: Array, key_mask: Mask = None, *, training: bool = False) -> Everything:
         """Return the gradients of the input and of the trainable weights."""
         with self._scope():
             arrays = tf.constant(x), tf.constant(dz), _mask(key_mask)
-            z, *gradients = _differentiated(self._block, *arrays, training=training)
-            return z.numpy(), _statistics(self._block), *_arrays(*gradients)
+            z, *gradients = differentiated(self._block, *arrays, training=training)
+            return z.numpy(), statistics_of(self._block), *_arrays(*gradients)
 
     def load(self, params: Params) -> None:
         """Take parameters in."""
@@ -317,7 +316,7 @@ class _Session:
     def freeze(self, names: Collection[str]) -> None:
         """Let weights be no longer trainable, one by one."""
         for weight in self._block.weights:
-            weight.trainable = weight.trainable and _name(weight) not in names
+            weight.trainable = weight.trainable and name_of(weight) not in names
 
     def copies(self) -> dict[str, Session]:
         """Return a layer with the config and the weights of this one, and what copy makes of it."""
@@ -337,24 +336,8 @@ class _Doubled(keras.layers.Dense):  # type: ignore[misc]  # Keras has no types
         return 2 * super().call(a, training=training)
 
 
-def _block(spec: Spec, params: Params, policy: str | None = None, *, method: str = "auto") -> NonLocalBlock:
-    """Return a layer for an input that Keras leaves in its own dtype."""
-    options: dict[str, Any] = {"dtype": policy or dtype_of(params), "autocast": False}
-    block = NonLocalBlock.from_spec(spec, method=method, data_format="channels_last", **options)
-    block.import_params(params)
-    return block
-
-
 def _mask(key_mask: Mask) -> tf.Tensor | None:
     return None if key_mask is None else tf.constant(key_mask)
-
-
-def _differentiated(block: NonLocalBlock, x: tf.Tensor, dz: tf.Tensor, mask: Any, *, training: bool) -> Any:
-    """Return z, dx and the gradients of the trainable weights."""
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        z = block(x, key_mask=mask, training=training)
-    return z, *tape.gradient(z, (x, _trainable(block)), dz)
 
 
 def _arrays(dx: tf.Tensor, dparams: dict[str, tf.Tensor]) -> tuple[Array, Params]:
@@ -363,19 +346,3 @@ def _arrays(dx: tf.Tensor, dparams: dict[str, tf.Tensor]) -> tuple[Array, Params
 
 def _options(options: dict[str, Any]) -> dict[str, Any]:
     return {name: tf.constant(a) if isinstance(a, np.ndarray) else a for name, a in options.items()}
-
-
-def _name(weight: Any) -> str:
-    """Return the canonical name of a weight of a block."""
-    layer, name = weight.path.split("/")[-2:]
-    return name if "." in name else f"{layer}.{_NAMES.get(name, name)}"
-
-
-def _trainable(block: NonLocalBlock) -> dict[str, Any]:
-    """Return the trainable weights under their canonical names; kernels are transposed weights."""
-    return {_name(weight): weight.value for weight in block.trainable_weights}
-
-
-def _statistics(block: NonLocalBlock) -> Params:
-    params = block.export_params()
-    return {name: params[name] for name in STATISTICS if name in params}

@@ -312,48 +312,6 @@ def test_a_layer_that_scores_pairs_sees_whole_sets_in_the_attention_to_chosen_po
         assert_near(block.attention(x, [57, 0, 31], key_mask), expected[:, [57, 0, 31]])
 
 
-REPLICAS = """
-import numpy as np, tensorflow as tf
-from nonlocal_tensorflow import NonLocalBlock
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-rng = np.random.default_rng(0)
-x, mask = rng.normal(size=(4, 5, 6)).astype("float32"), rng.random((4, 5)) < 0.6
-plain = NonLocalBlock(6, norm="batch", residual=False)
-plain.import_params({name: rng.uniform(0.1, 1.1, a.shape) for name, a in plain.export_params().items()})
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-with strategy.scope():
-    block = NonLocalBlock.from_spec(plain.spec, synchronized=True)
-    block.import_params(plain.export_params())
-for masked in (False, True):
-    @tf.function
-    def step(number):
-        rows = tf.gather(tf.constant(x), [2 * number, 2 * number + 1])
-        valid = tf.gather(tf.constant(mask), [2 * number, 2 * number + 1]) if masked else None
-        with tf.GradientTape() as tape:
-            tape.watch(rows)
-            z = block(rows, key_mask=valid, training=True)
-            loss = tf.reduce_sum(z ** 3)
-        return z, tape.gradient(loss, rows)
-    numbers = strategy.experimental_distribute_values_from_function(lambda c: tf.constant(c.replica_id_in_sync_group))
-    found = [np.concatenate(strategy.experimental_local_results(a)) for a in strategy.run(step, args=(numbers,))]
-    with tf.GradientTape() as tape:
-        given = tf.constant(x)
-        tape.watch(given)
-        z = plain(given, key_mask=mask if masked else None, training=True)
-        loss = tf.reduce_sum(z ** 3)
-    for one, other in zip(found, (z, tape.gradient(loss, given)), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(other).max())
-    for name, a in plain.export_params().items():
-        np.testing.assert_allclose(block.export_params()[name], a, rtol=1e-5, atol=1e-6)
-"""
-
-
-def test_two_replicas_with_synchronised_statistics_are_the_whole_batch_in_one():
-    ran = subprocess.run([sys.executable, "-c", REPLICAS], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr[-2000:]
-
-
 def test_whether_statistics_are_synchronised_is_kept():
     block = NonLocalBlock(6, norm="batch", synchronized=True)
     assert NonLocalBlock.from_config(block.get_config()).norm.synchronized
