@@ -19,6 +19,7 @@ __all__ = [
     "keys_first",
     "plan",
     "plan_call",
+    "sends_products",
     "serves",
 ]
 
@@ -85,6 +86,11 @@ def keys_first(queries: Size, keys: Size, inner: Size, values: Size) -> bool:
     if queries is None or keys is None or inner is None or values is None:
         return True
     return inner * values * (queries + keys) <= queries * keys * (inner + values)
+
+
+def sends_products(keys: int, inner: int, values: int) -> bool:
+    """Return whether devices send fewer numbers for the sum of their C' x D products than for their keys and values."""
+    return 2 * inner * values <= keys * (inner + values)
 
 
 def plan(

@@ -14,7 +14,9 @@ from torch.nn.utils.stateless import _reparametrize_module
 
 from nonlocal_core.errors import fail_type, fail_value
 from nonlocal_core.geometry import Sets
+from nonlocal_core.planning import sends_products
 from nonlocal_core.spec import NonLocalSpec
+from nonlocal_core.spec.cuts import check_pieces, inner_axis
 from nonlocal_core.spec.form import Form
 from nonlocal_torch.context import full_precision, widened
 from nonlocal_torch.layers import Scale
@@ -70,8 +72,7 @@ class Spread:
         if not self.gathered:
             return aggregate(theta, phi, g, form, valid, method)
         dtype, inner, width = theta.dtype, phi.shape[2], g.shape[2]
-        is_less = 2 * inner * width <= self.whole.keys * (inner + width)
-        if form.pairwise == "dot_product" and method != "pairwise" and is_less:
+        if form.pairwise == "dot_product" and method != "pairwise" and sends_products(self.whole.keys, inner, width):
             return self._by_products(theta, phi, g, form, valid)
         if form.pairwise == "concatenation":  # of a key one number is asked
             with full_precision(theta.device.type):
@@ -204,33 +205,13 @@ def _spread_of(spec: NonLocalSpec, x: Tensor, key_mask: Any) -> Spread:
     gathered: dict[int, int] = {}
     for axis, dim in enumerate(dims):
         if dim is not None and dim > 1:
-            _check_pieces(spec, whole, x.shape, dim, [mesh.size(i) for i, other in enumerate(dims) if other == dim])
-            inner = _inner_axis(whole, x.dim() - 2, dim - 2)
+            parts = [mesh.size(i) for i, other in enumerate(dims) if other == dim]
+            check_pieces(spec, x.dim() - 2, dim - 2, list(_pieces(x.shape[dim], parts)))
+            inner = inner_axis(spec, x.dim() - 2, dim - 2)
             if inner is not None:
                 gathered[axis] = inner
     cutting = tuple(axis for axis, dim in enumerate(dims) if dim is not None)
     return Spread(mesh, cutting, gathered, spec.sets(given.to_local().shape[2:]), whole)
-
-
-def _inner_axis(sets: Sets, rank: int, axis: int) -> int | None:
-    """Return which axis of a set a spatial axis is, None for one along which a cut leaves every set whole."""
-    number = axis and axis + len(sets.grid) - rank  # with groups the first axis counts them
-    return sets.inner.index(number) if number in sets.inner else None
-
-
-def _check_pieces(spec: NonLocalSpec, sets: Sets, shape: Sequence[int], dim: int, parts: Sequence[int]) -> None:
-    """Check that each device has positions and keys of its own, and that no window or group is on two."""
-    axis, inner = dim - 2, _inner_axis(sets, len(shape) - 2, dim - 2)
-    pieces = list(_pieces(shape[dim], parts))
-    got = f"{shape[dim]} positions along spatial axis {axis} in pieces of {pieces}"
-    if min(pieces) < 1:
-        raise fail_value("x", "have positions for every device that it is cut over", got)
-    if spec.group_size is not None and inner is None and any(piece % spec.group_size for piece in pieces):
-        raise fail_value("x", f"be cut between groups of `group_size={spec.group_size}` frames", got)
-    if inner is not None and sets.window is not None:
-        window = sets.window[inner]
-        if any(piece % window for piece in pieces[:-1]) or pieces[-1] < window:
-            raise fail_value("x", f"be cut between windows of `subsample`, {window} here, one for each device", got)
 
 
 def _pieces(size: int, parts: Sequence[int]) -> Iterator[int]:
