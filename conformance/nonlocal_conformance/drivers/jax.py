@@ -19,6 +19,7 @@ from nonlocal_conformance.capabilities import BACKENDS
 from nonlocal_conformance.driver import Array, Everything, Mask, Network, Params, Session, Spec, dtype_of
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_conformance.networks.jax import JaxNetwork
+from nonlocal_conformance.sharded import jax as cut
 from nonlocal_core.planning import METHODS
 from nonlocal_core.spec.parameters import STATISTICS
 from nonlocal_jax import NonLocalBlock, nonlocal_block, nonlocal_op
@@ -42,6 +43,10 @@ class JaxDriver:
     mixed_dtypes = ("bfloat16", "float16")
     capabilities = BACKENDS["jax"]
     unbiased = False
+    sharded = staticmethod(cut.sharded)
+    sharded_hvp = staticmethod(cut.sharded_hvp)
+    traffic = staticmethod(cut.traffic)
+    sharded_memory = staticmethod(cut.sharded_memory)
 
     def __init__(self, device: str = "cpu") -> None:
         """Take the device, which must be there."""
