@@ -7,12 +7,14 @@ one implementation in NumPy arrays; `nonlocal_conformance.drivers.numpy` is one 
 
 from nonlocal_conformance import checks as _checks
 from nonlocal_conformance.cases import CASES, Case
+from nonlocal_conformance.cuts import CUTS
 from nonlocal_conformance.registry import CHECKS, Check, Unsupported
 from nonlocal_conformance.runner import ConformanceError, Result, parametrize_with_checks, run_checks
 
 __all__ = [
     "CASES",
     "CHECKS",
+    "CUTS",
     "Case",
     "Check",
     "ConformanceError",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BACKENDS", "CAPABILITIES"]
+__all__ = ["BACKENDS", "CAPABILITIES", "DEVICES"]
 
 CAPABILITIES = {
     "vjp": "gradients of the input and of every parameter",
@@ -27,6 +27,10 @@ CAPABILITIES = {
     "network": "blocks put into a network, looked at there, and taken out",
     "peak_memory": "measured peak memory, and the named forms without that of the matrix of weights",
     "large": "methods without the matrix of weights that take 65,536 queries and keys within a minute",
+    "sharded": "an input whose positions or samples are cut over 2 or 4 devices",
+    "sharded_hvp": "second derivatives of a cut input",
+    "sharded_memory": "the memory that one device needs for a cut input",
+    "traffic": "how much one device receives for a cut input",
     "replaced": "a layer of a block that is another layer of the framework",
     "functions": "a pairwise function of the user's own",
     "errors": "the same errors in the same words",
@@ -36,9 +40,12 @@ CAPABILITIES = {
 _FRAMEWORK = ("compiled", "compiled_vjp", "mixed", "mixed_vjp", "mixed_attention")
 """What takes a framework that compiles and has a mixed precision."""
 
+DEVICES = frozenset({"sharded", "sharded_hvp", "sharded_memory", "traffic"})
+"""What takes a framework that runs on several devices."""
+
 BACKENDS = {
-    "numpy": frozenset(CAPABILITIES) - {"hvp", *_FRAMEWORK, "layouts", "network", "large", "replaced"},
-    "tensorflow": frozenset(CAPABILITIES) - {"layouts"},
+    "numpy": frozenset(CAPABILITIES) - {"hvp", *_FRAMEWORK, *DEVICES, "layouts", "network", "large", "replaced"},
+    "tensorflow": frozenset(CAPABILITIES) - {"layouts", *DEVICES},
     "torch": frozenset(CAPABILITIES),
     "jax": frozenset(CAPABILITIES) - {"layouts"},
 }

@@ -51,6 +51,7 @@ class Case:
         ties: whether positions repeat, so that windows of the pooling hold ties, before and after a projection.
         narrow: whether it runs in every dtype of a driver, or in the widest alone.
         seed: of the data, beside the name: to be changed where they happen to cancel.
+        cut: the axis of the input that devices cut, 0 for the batch, and how many they are; None: there is one.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Case:
     ties: bool = False
     narrow: bool = True
     seed: int = 0
+    cut: tuple[int, int] | None = None
 
     @functools.cached_property
     def spec(self) -> NonLocalSpec:

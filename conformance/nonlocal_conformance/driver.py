@@ -43,8 +43,12 @@ __all__ = [
     "SecondDerivatives",
     "Session",
     "Sessions",
+    "Sharded",
+    "ShardedMemory",
+    "ShardedSecondDerivatives",
     "Spec",
     "Steps",
+    "Traffic",
     "Training",
     "dtype_of",
 ]
@@ -358,6 +362,70 @@ class Replaced(Protocol):
             z in evaluation; the gradients as of `vjp`; all rows of the weights; and a function that exports the
             parameters, or raises `TypeError` or `ValueError` in words that name the layer.
         """
+
+
+class Sharded(Protocol):
+    """The capability "sharded".
+
+    Arrays are whole, as of any other method; the driver cuts them, and brings the pieces together again. It raises
+    `Unsupported` for a cut that its framework has not, such as one into unequal pieces.
+    """
+
+    def sharded(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        key_mask: Mask = None,
+        *,
+        axis: int,
+        devices: int,
+        training: bool = False,
+        method: str = "auto",
+    ) -> Everything:
+        """Return what `block` and `vjp` return, of an input that so many devices cut along an axis, 0 for the batch."""
+
+
+class ShardedSecondDerivatives(Protocol):
+    """The capability "sharded_hvp"."""
+
+    def sharded_hvp(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        vx: Array,
+        vparams: Params,
+        key_mask: Mask = None,
+        *,
+        axis: int,
+        devices: int,
+        training: bool = False,
+        method: str = "auto",
+    ) -> tuple[Array, Params]:
+        """Return what `hvp` returns, of a cut input."""
+
+
+class Traffic(Protocol):
+    """The capability "traffic"."""
+
+    def traffic(
+        self, spec: Spec, params: Params, x: Array, key_mask: Mask = None, *, axis: int, devices: int
+    ) -> tuple[float, float]:
+        """Return how many numbers one device receives in training, forward and backward.
+
+        Of an array of n numbers that P devices gather it receives n (P - 1) / P, of one that they sum twice that, of
+        one whose sum they scatter n (P - 1) / P. Sums of the gradients of the parameters do not count.
+        """
+
+
+class ShardedMemory(Protocol):
+    """The capability "sharded_memory"."""
+
+    def sharded_memory(self, spec: Spec, params: Params, x: Array, dz: Array, *, axis: int, devices: int) -> int:
+        """Return the peak bytes of one device beside what it is given, forward and backward; there may be one alone."""
 
 
 class Memory(Protocol):

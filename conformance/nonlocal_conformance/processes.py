@@ -43,10 +43,10 @@ class Processes:
             self._pipes.append(here)
             self._processes.append(process)
 
-    def __call__(self, work: Callable[..., Any], *arguments: Any, timeout: float = 120.0) -> list[Any]:
-        """Return what `work(rank, *arguments)` gives in each process."""
+    def __call__(self, work: Callable[..., Any], *arguments: Any, timeout: float = 120.0, **options: Any) -> list[Any]:
+        """Return what `work(rank, *arguments, **options)` gives in each process."""
         for rank, pipe in enumerate(self._pipes):
-            pipe.send((work, (rank, *arguments)))
+            pipe.send((work, (rank, *arguments), options))
         end = time.monotonic() + timeout
         answers = [self._answer(rank, end) for rank in range(len(self._pipes))]
         errors = [error for _, error in answers]
@@ -83,12 +83,12 @@ class Processes:
 def _serve(pipe: Connection) -> None:
     while True:
         try:
-            work, arguments = pipe.recv()
+            work, arguments, options = pipe.recv()
         except EOFError:  # whoever asked has ended
             return
         answer: Answer
         try:
-            answer = work(*arguments), None
+            answer = work(*arguments, **options), None
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
             answer = None, error
         pipe.send(answer)

@@ -12,6 +12,7 @@ import numpy as np
 
 from nonlocal_conformance.capabilities import CAPABILITIES
 from nonlocal_conformance.cases import CASES, Case
+from nonlocal_conformance.cuts import CUTS
 from nonlocal_conformance.driver import Driver
 from nonlocal_core import NonLocalSpec
 from nonlocal_core.errors import fail_type, fail_value
@@ -89,8 +90,11 @@ def check(
 ) -> Callable[[Run], Run]:
     """Register a function as a check; its name is the check's, its docstring says what must hold."""
 
+    def applies(case: Case) -> bool:
+        return (case.cut is not None) == ("sharded" in needs) and cases(case)
+
     def register(run: Run) -> Run:
-        CHECKS[run.__name__] = Check(run.__name__, run, frozenset(needs), cases, first, every_dtype, by_reference)
+        CHECKS[run.__name__] = Check(run.__name__, run, frozenset(needs), applies, first, every_dtype, by_reference)
         return run
 
     return register
@@ -100,7 +104,7 @@ def bind(driver: Driver) -> list[Bound]:
     """Return every check that applies to a driver, on every case and dtype.
 
     The widest dtype of the driver runs every case; the others run a selection. A driver whose implementation can
-    express few of `CASES` has cases of its own, in an attribute `cases`.
+    express few of `CASES` and `CUTS` has cases of its own, in an attribute `cases`.
 
     Raises:
         TypeError: if the driver is a class, or lacks an attribute or a method that it must have.
@@ -156,7 +160,7 @@ def _bind(driver: Driver) -> Iterator[Bound]:
     checks = _checks_of(driver)
     seen: dict[str, set[Hashable]] = defaultdict(set)
     # One case after the other: what a framework compiles for it then serves all its checks.
-    for case in getattr(driver, "cases", tuple(CASES.values())):
+    for case in getattr(driver, "cases", (*CASES.values(), *CUTS.values())):
         if callable(case.options.get("pairwise")) and "functions" not in driver.capabilities:
             continue
         for one in checks:

@@ -30,6 +30,7 @@ class Order:
         "train.py",
         "large_input.py",
         "cut_video.py",
+        "cut_picture.py",
         "plain_jax.py",
         "mixed_precision.py",
         "export.py",

@@ -136,8 +136,8 @@ def costs(lines: Sequence[str]) -> str:
     rows: list[list[str]] = []
     for line in lines:
         args = parser.parse_args(["cost", *shlex.split(line)])
-        found = cost(cost_command.spec_of(args), args.shape, args.dtype, args.training)
-        table = cost_command.table_of(found)
+        found = cost(cost_command.spec_of(args), args.shape, args.dtype, args.training, devices=args.devices)
+        table = cost_command.table_of(found, cut=args.devices > 1)
         rows += [[f"`{line}`", f"{found.parameters:,}", *row] for row in cells(table)]
     titles = [str(column.header) for column in table.columns]
     return markdown(["Block", "Parameters", *titles], rows)

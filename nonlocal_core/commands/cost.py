@@ -20,6 +20,7 @@ NOTE = (
     "results once. Peak memory: beside the input, the parameters and the output{}."
 )
 
+RECEIVED = " Received: the gradients of the parameters are left out."
 
 _WHOLE = 100
 """The least number of which no decimals are shown."""
@@ -54,6 +55,8 @@ def add_parser(subparsers: Any) -> None:
     text = f"{', '.join(DTYPES)} (default: float32)"
     add("--dtype", type=_one_of(DTYPES), metavar="DTYPE", default="float32", help=text)
     add("--training", action="store_true", default=False, help="count a training step, forward and backward")
+    text = "count one of so many devices, which cut the positions along the first spatial axis"
+    add("--devices", type=count, metavar="P", default=1, help=text)
     parser.set_defaults(run=run)
 
 
@@ -68,13 +71,14 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         spec = spec_of(args)
-        found = cost(spec, args.shape, args.dtype, args.training)
+        found = cost(spec, args.shape, args.dtype, args.training, devices=args.devices)
     except ValueError as error:
         raise UsageError(str(error)) from error
     console = Console(markup=False, highlight=False)
     console.print(introduction(args, spec, found), soft_wrap=True)
-    console.print(fitted(table_of(found), console))
-    console.print(NOTE.format(", and their gradients" if args.training else ""))
+    console.print(fitted(table_of(found, cut=args.devices > 1), console))
+    note = NOTE.format(", and their gradients" if args.training else "")
+    console.print(note + (RECEIVED if args.devices > 1 else ""))
     return 0
 
 
@@ -91,24 +95,26 @@ def introduction(args: argparse.Namespace, spec: NonLocalSpec, found: Cost) -> s
     """Return what is counted, in words, and the number of parameters."""
     name = "the non-local block" if args.preset is None else f"the block {args.preset!r}"
     step = "a training step" if args.training else "forward"
+    devices = f", each of {args.devices} devices" if args.devices > 1 else ""
     return (
         f"{name}, {spec.pairwise}, {spec.channels} channels, {spec.inner_channels} inside, "
-        f"on {' x '.join(map(str, args.shape))}, {args.dtype}, {step}\n"
+        f"on {' x '.join(map(str, args.shape))}, {args.dtype}, {step}{devices}\n"
         f"{found.parameters:,} parameters"
     )
 
 
-def table_of(found: Cost) -> Any:
+def table_of(found: Cost, *, cut: bool = False) -> Any:
     """Return the table of the methods, for a console of rich."""
     from rich.table import Table
 
     table = Table()
     table.add_column("Method")
-    for title in ("GFLOP", "MiB moved", "MiB peak"):
+    titles = ("GFLOP", "MiB moved", "MiB peak", "MiB received")
+    for title in titles[: 3 + cut]:
         table.add_column(title, justify="right")
     for name, method in found.methods.items():
-        values = method.flops / 1e9, method.bytes_moved / 2**20, method.peak_memory / 2**20
-        table.add_row(name, *map(_shown, values))
+        sizes = method.bytes_moved, method.peak_memory, method.bytes_received
+        table.add_row(name, _shown(method.flops / 1e9), *(_shown(size / 2**20) for size in sizes[: 2 + cut]))
     return table
 
 

@@ -7,11 +7,12 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 from nonlocal_core.arguments import check_bool, check_choice, check_int
-from nonlocal_core.costs.steps import INDICES, WIDE, Step, backward, forward, gradient, shapes_of
+from nonlocal_core.costs.steps import INDICES, WIDE, Step, backward, forward, gathered, gradient, shapes_of
 from nonlocal_core.errors import fail_type, fail_value
 from nonlocal_core.planning import exact_method
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.calls import check_spec
+from nonlocal_core.spec.cuts import check_pieces, inner_axis
 from nonlocal_core.spec.parameters import STATISTICS, param_shapes
 
 __all__ = ["DIMENSIONS", "DTYPES", "Cost", "MethodCost", "cost"]
@@ -35,11 +36,13 @@ class MethodCost:
         bytes_moved: bytes read and written.
         peak_memory: the most bytes held at once beside the input, the parameters and the output; in training
             beside their gradients too.
+        bytes_received: what one of several devices receives from the others.
     """
 
     flops: int
     bytes_moved: int
     peak_memory: int
+    bytes_received: int = 0
 
     @property
     def macs(self) -> int:
@@ -61,8 +64,10 @@ class Cost:
     methods: Mapping[str, MethodCost]
 
 
-def cost(spec: NonLocalSpec, shape: Sequence[int], dtype: str = "float32", training: bool = False) -> Cost:
-    """Return what a block costs by each method that computes its form.
+def cost(
+    spec: NonLocalSpec, shape: Sequence[int], dtype: str = "float32", training: bool = False, *, devices: int = 1
+) -> Cost:
+    """Return what a block costs by each method that computes its form, in all or for one of several devices.
 
     A block is a row of steps: pooling, the projections (one product for those with the same input), the steps of
     the method, W_z, the norm, and the sum with the input.
@@ -78,6 +83,14 @@ def cost(spec: NonLocalSpec, shape: Sequence[int], dtype: str = "float32", train
       gradients may be that. Work space, copies for a change of layout or dtype and the sum of partial gradients
       are not counted.
 
+    Several devices cut the positions along the first spatial axis, as evenly as its sizes allow, and the cost is that
+    of the first, whose part is the largest. Devices receive the keys of a set that are on others: phi and g, for
+    "gaussian" the pooled input and g, for "concatenation" one number for each key and g, or where that is less, for
+    "reassociated", sums of the products of phi and g; nothing if no set is on two devices. Batch normalisation in
+    training sums two numbers of each channel, and counts. An array of n numbers that P devices gather costs each
+    n (P - 1) / P, one that they sum twice that; the backward pass costs the same again. The gradients of the
+    parameters, which are summed once in a step whatever the devices cut, are left out.
+
     Scores, weights, and sums that meet them, are held in at least float32, indices in 8 bytes, all else in the
     dtype of the input.
 
@@ -86,6 +99,7 @@ def cost(spec: NonLocalSpec, shape: Sequence[int], dtype: str = "float32", train
         shape: `(B, S1..Sk, C)`, that of the input, channels last whatever the layout of the backend.
         dtype: "float16", "bfloat16", "float32" or "float64", the dtype in which the block computes.
         training: whether the cost is that of a training step, forward and backward, or of the forward pass alone.
+        devices: P, how many devices cut the positions.
 
     Returns:
         The number of parameters, and the costs by the name of the method: "pairwise", and "streamed",
@@ -93,7 +107,7 @@ def cost(spec: NonLocalSpec, shape: Sequence[int], dtype: str = "float32", train
 
     Raises:
         TypeError: if an argument has a wrong type.
-        ValueError: if the shape does not fit the spec, or the dtype is unknown.
+        ValueError: if the shape does not fit the spec or the devices, or the dtype is unknown.
 
     Example:
         >>> spec = NonLocalSpec.preset("official", channels=1024)
@@ -104,6 +118,8 @@ def cost(spec: NonLocalSpec, shape: Sequence[int], dtype: str = "float32", train
         {'pairwise': 9479651328, 'streamed': 9479651328}
         >>> {name: method.peak_memory for name, method in found.methods.items()}
         {'pairwise': 51380224, 'streamed': 51380224}
+        >>> cost(spec, (8, 4, 14, 14, 1024), devices=4).methods["streamed"].bytes_received
+        4816896
     """
     check_spec(spec)
     itemsize = DTYPES[check_choice("dtype", dtype, DTYPES)]
@@ -111,15 +127,37 @@ def cost(spec: NonLocalSpec, shape: Sequence[int], dtype: str = "float32", train
     training = check_bool("training", training)
     spec.check_input(sizes, dtype=dtype, training=training)
 
+    devices = check_int("devices", devices, "be a positive int", least=1)
+
     parameters = {name: math.prod(size) for name, size in param_shapes(spec).items() if name not in STATISTICS}
-    shapes = shapes_of(spec, spec.sets(sizes[1:-1]), sizes[0])
-    held = {name: math.prod(size) * _bytes(name, itemsize) for name, size in shapes.items()}
     exact = exact_method(spec.pairwise)
     methods = ("pairwise",) if exact is None else ("pairwise", exact)
-    return Cost(
-        sum(parameters.values()),
-        {method: _counted(spec, forward(spec, shapes, method), held, training) for method in methods},
-    )
+    found = {method: _by_method(spec, sizes, method, itemsize, devices, training) for method in methods}
+    return Cost(sum(parameters.values()), found)
+
+
+def _by_method(
+    spec: NonLocalSpec, sizes: Sequence[int], method: str, itemsize: int, devices: int, training: bool
+) -> MethodCost:
+    """Return the cost by one method."""
+    batch, first, *others, channels = sizes
+    largest = -(-first // devices)
+    pieces = [min(largest, max(0, first - number * largest)) for number in range(devices)]
+    rank = len(sizes) - 2
+    if devices > 1:
+        check_pieces(spec, rank, 0, pieces)
+    is_apart = devices > 1 and inner_axis(spec, rank, 0) is not None
+    sets, every_key = spec.sets((largest, *others)), spec.sets((first, *others)).keys
+    shared = gathered(spec, every_key, method) if is_apart else ()
+    shapes = shapes_of(spec, sets, batch, shared, every_key)
+    held = {name: math.prod(size) * _bytes(name, itemsize) for name, size in shapes.items()}
+    branch = forward(spec, shapes, method, shared, cut=is_apart)
+    summed = 2 * held["product"] if is_apart and not shared else 0
+    if training and spec.norm == "batch" and devices > 1:
+        summed += 2 * (2 * channels + 1) * max(itemsize, _WIDE_BYTES)
+    received = (sum(held[name] for name in shared) + summed) * (devices - 1) // devices
+    counted = _counted(spec, branch, held, training)
+    return dataclasses.replace(counted, bytes_received=(1 + training) * received)
 
 
 def _sizes(shape: Sequence[int]) -> tuple[int, ...]:

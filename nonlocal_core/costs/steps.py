@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from nonlocal_core.geometry import Sets
-from nonlocal_core.planning import keys_first
+from nonlocal_core.planning import keys_first, sends_products
 from nonlocal_core.spec import NonLocalSpec
 from nonlocal_core.spec.parameters import STATISTICS, param_shapes
 
-__all__ = ["INDICES", "WIDE", "Step", "backward", "forward", "gradient", "shapes_of"]
+__all__ = ["INDICES", "WIDE", "Step", "backward", "forward", "gathered", "gradient", "shapes_of"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 INDICES = ("order", "rank")
 """What is held as integers: the order of the sorted keys, and how many of them count for each query."""
 
-WIDE = ("a", "b", "scores", "weights", "normalizer", "product", "sums", "rows")
+WIDE = ("a", "b", "own b", "scores", "weights", "normalizer", "product", "sums", "rows")
 """What is held in at least float32, whatever the dtype of the input."""
 
 _CONSTANT = {*INDICES, *STATISTICS, "normalizer"}
@@ -50,25 +50,43 @@ def gradient(name: str) -> str:
     return f"d {name}"
 
 
-def shapes_of(spec: NonLocalSpec, sets: Sets, batch: int) -> dict[str, tuple[int, ...]]:
-    """Return the shape of everything that a step of any method reads or writes."""
+def gathered(spec: NonLocalSpec, keys: int, method: str) -> tuple[str, ...]:
+    """Return what devices gather where so many keys of one set are apart; nothing if they sum products instead."""
+    inner = spec.inner_channels
+    if spec.pairwise == "dot_product" and method != "pairwise" and sends_products(keys, inner, inner):
+        return ()
+    return ({"gaussian": "pooled x", "concatenation": "b"}.get(str(spec.pairwise), "phi"), "g")
+
+
+def shapes_of(
+    spec: NonLocalSpec, sets: Sets, batch: int, shared: Collection[str], every_key: int
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of everything that a step of any method reads or writes.
+
+    Args:
+        spec: the block.
+        sets: the positions of one device.
+        batch: how many samples.
+        shared: what it gathers from all devices; what it has of that by itself is its "own".
+        every_key: how many keys a set has on all devices.
+    """
     outer, inner = spec.channels, spec.inner_channels
     score = inner if spec.has_embedding else outer
-    queries, keys = (batch * sets.count, sets.queries), (batch * sets.count, sets.keys)
+    queries, own = (batch * sets.count, sets.queries), (batch * sets.count, sets.keys)
+    keys = (own[0], every_key) if shared else own
+    widths = {"pooled x": outer, "phi": inner, "g": inner, "b": 1}
     return param_shapes(spec) | {
         "x": (*queries, outer),
-        "pooled x": (*keys, outer),
         "theta": (*queries, inner),
         "unpooled phi": (*queries, inner),
         "unpooled g": (*queries, inner),
-        "phi": (*keys, inner),
-        "g": (*keys, inner),
-        "scores": (*queries, sets.keys),
-        "weights": (*queries, sets.keys),
+        **{name: (*(keys if name in shared else own), width) for name, width in widths.items()},
+        **{f"own {name}": (*own, width) for name, width in widths.items()},
+        "scores": (*queries, keys[1]),
+        "weights": (*queries, keys[1]),
         "normalizer": (*queries, 1),
         "product": (queries[0], score, inner),
         "a": (*queries, 1),
-        "b": (*keys, 1),
         "order": (*keys, 1),
         "rank": (*queries, 1),
         "sums": (*keys, 2 * inner),
@@ -80,15 +98,15 @@ def shapes_of(spec: NonLocalSpec, sets: Sets, batch: int) -> dict[str, tuple[int
     }
 
 
-def forward(spec: NonLocalSpec, shapes: Shapes, method: str) -> list[Step]:
+def forward(spec: NonLocalSpec, shapes: Shapes, method: str, shared: Collection[str], *, cut: bool) -> list[Step]:
     """Return the steps from "x" to "branch", which is what the block adds to it, or to "z" if it adds nothing."""
-    pooled = shapes["g"] != shapes["unpooled g"]
+    pooled = shapes["own g"] != shapes["unpooled g"]
     theta, phi = "theta", "phi"
     if not spec.has_embedding:
-        theta, phi = "x", "pooled x" if pooled else "x"
+        theta, phi = "x", "pooled x" if pooled or shared else "x"
     return [
-        *_projections(spec, shapes, pooled=pooled),
-        *_operation(spec, shapes, method, theta, phi),
+        *_projections(spec, shapes, shared, pooled=pooled),
+        *_operation(spec, shapes, method, theta, phi, shared, cut=cut),
         *_output(spec, shapes),
     ]
 
@@ -116,32 +134,45 @@ def _pullback(step: Step, given: tuple[str, ...]) -> Iterator[Step]:
         yield Step(wanted, (*given, *step.kept), step.backward_flops)
 
 
-def _projections(spec: NonLocalSpec, shapes: Shapes, *, pooled: bool) -> Iterator[Step]:
+def _own(name: str, shared: Collection[str]) -> str:
+    """Return what a device makes by itself of something."""
+    return f"own {name}" if name in shared else name
+
+
+def _projections(spec: NonLocalSpec, shapes: Shapes, shared: Collection[str], *, pooled: bool) -> Iterator[Step]:
     """Yield theta, phi and g; layers that share their input are one product."""
     at_input = pooled and spec.subsample_at == "input"
     at_projection = pooled and not at_input
-    source, prefix = "pooled x" if at_input else "x", "unpooled " if at_projection else ""
-    named = {"theta": ("x", "theta"), "phi": (source, f"{prefix}phi"), "g": (source, f"{prefix}g")}
+    own = {name: _own(name, shared) for name in ("pooled x", "phi", "g")}
+    source, made = own["pooled x"] if at_input else "x", dict(own)
+    if at_projection:
+        made = {layer: f"unpooled {layer}" for layer in own}
+    named = {"theta": ("x", "theta"), "phi": (source, made["phi"]), "g": (source, made["g"])}
     present = [layer for layer in named if layer in spec.layers]
 
     if at_input or (pooled and not spec.has_embedding):
-        yield _pool("pooled x", "x")
+        yield _pool(own["pooled x"], "x")
     for operand in dict.fromkeys(named[layer][0] for layer in present):
         layers = [layer for layer in present if named[layer][0] == operand]
         results = tuple(named[layer][1] for layer in layers)
         yield _product(shapes, results, operand, *_parameters(spec, *layers))
     if at_projection:
-        yield from (_pool(layer, named[layer][1]) for layer in present if layer != "theta")
+        yield from (_pool(own[layer], named[layer][1]) for layer in present if layer != "theta")
 
 
-def _operation(spec: NonLocalSpec, shapes: Shapes, method: str, theta: str, phi: str) -> Iterator[Step]:
+def _operation(
+    spec: NonLocalSpec, shapes: Shapes, method: str, theta: str, phi: str, shared: Collection[str], *, cut: bool
+) -> Iterator[Step]:
     """Yield the steps from theta, phi and g to "y"."""
     _, queries, score = shapes[theta]
     _, keys, inner = shapes["g"]
     if spec.pairwise == "concatenation":
         weight = _parameters(spec, "concat")
         yield _product(shapes, ("a",), theta, *weight)
-        yield _product(shapes, ("b",), phi, *weight)
+        yield _product(shapes, (_own("b", shared),), phi, *weight)
+    for name in shared:
+        is_input = name == "pooled x" and shapes[f"own {name}"] == shapes["x"]
+        yield Step((name,), ("x" if is_input else f"own {name}",), kept=())
     if method == "streamed":
         # The scores and the sums; for the gradients the scores again, and two products for each of both.
         pairs, kept = 2 * math.prod(shapes["scores"]), (theta, phi, "g", "y", "normalizer")
@@ -149,7 +180,7 @@ def _operation(spec: NonLocalSpec, shapes: Shapes, method: str, theta: str, phi:
         yield Step(("y", "normalizer"), (theta, phi, "g"), flops, kept, backward_flops)
     elif method == "sorted":
         yield from _sorted(shapes)
-    elif method == "reassociated" and keys_first(queries, keys, score, inner):
+    elif method == "reassociated" and ((cut and not shared) or keys_first(queries, keys, score, inner)):
         yield _product(shapes, ("product",), phi, "g")
         yield _product(shapes, ("y",), theta, "product")
     elif method == "reassociated":

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional
 
-from nonlocal_conformance.capabilities import BACKENDS
+from nonlocal_conformance.capabilities import BACKENDS, DEVICES
 from nonlocal_conformance.driver import Array, Everything, Mask, Network, Params, Session, Spec, dtype_of
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_conformance.networks.torch import TorchNetwork
@@ -49,6 +49,8 @@ class TorchDriver:
         # Inductor needs a C++ compiler on a CPU; without one the graph is traced and run as it is.
         self.compiler = "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
         self.notes = f"compiled by {self.compiler}"
+        if not distributed.is_available() or torch.device(device).type != "cpu":
+            self.capabilities = self.capabilities - DEVICES
 
     def block(
         self,
@@ -281,6 +283,63 @@ class TorchDriver:
         z, _, dx, dparams = _Session(block, self._input, self._mask).gradients(x, dz, key_mask)
         rows = block.attention(self._input(x), None, self._mask(key_mask))
         return z, (dx, dparams), _numpy(rows), block.export_params
+
+    def sharded(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        key_mask: Mask = None,
+        *,
+        axis: int,
+        devices: int,
+        training: bool = False,
+        method: str = "auto",
+    ) -> Everything:
+        """Return what a block gives on a DTensor, in processes of one thread on the CPU."""
+        from nonlocal_conformance.sharded import torch as cut
+
+        arguments = (spec, params, x, dz, key_mask)
+        return cut.processes(devices)(cut.sharded, (devices,), (axis,), *arguments, training=training, method=method)[0]
+
+    def sharded_hvp(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        vx: Array,
+        vparams: Params,
+        key_mask: Mask = None,
+        *,
+        axis: int,
+        devices: int,
+        training: bool = False,
+        method: str = "auto",
+    ) -> tuple[Array, Params]:
+        """Return the gradients of <gradients, v> on a DTensor."""
+        from nonlocal_conformance.sharded import torch as cut
+
+        arguments = (spec, params, x, dz, vx, vparams, key_mask)
+        return cut.processes(devices)(
+            cut.second_derivatives, (devices,), (axis,), *arguments, training=training, method=method
+        )[0]
+
+    def traffic(
+        self, spec: Spec, params: Params, x: Array, key_mask: Mask = None, *, axis: int, devices: int
+    ) -> tuple[float, float]:
+        """Return how many numbers a process receives, the most that one does."""
+        from nonlocal_conformance.sharded import torch as cut
+
+        found = cut.processes(devices)(cut.traffic, (devices,), (axis,), spec, params, x, key_mask)
+        return max(forth for (forth, _), _ in found), max(back for _, (back, _) in found)
+
+    def sharded_memory(self, spec: Spec, params: Params, x: Array, dz: Array, *, axis: int, devices: int) -> int:
+        """Return the peak bytes of a process, the most that one takes."""
+        from nonlocal_conformance.sharded import torch as cut
+
+        return max(cut.processes(devices)(cut.memory, (devices,), (axis,), spec, params, x, dz))
 
     def network(self, layers: Params, shape: tuple[int, ...]) -> Network:  # noqa: ARG002 - the layers take any
         """Return a network of linear layers."""

@@ -233,6 +233,54 @@ def test_sets_cost_what_as_many_samples_cost(options, shape, plain, pairwise):
     assert found == nlc.cost(spec_of(pairwise, subsample=2), plain, training=True)
 
 
+# Several devices
+
+N, M = 64, 32  # positions, and keys after pooling by 2
+
+
+@pytest.mark.parametrize(
+    ("options", "method", "numbers"),
+    [
+        ({"pairwise": "dot_product"}, "reassociated", 2 * INNER * INNER),
+        ({"pairwise": "dot_product"}, "pairwise", N * 2 * INNER),
+        ({"pairwise": "dot_product", "subsample": 16}, "reassociated", N / 16 * 2 * INNER),
+        ({"pairwise": "concatenation"}, "sorted", N * (INNER + 1)),
+        ({}, "streamed", N * 2 * INNER),
+        ({"subsample": 2}, "streamed", M * 2 * INNER),
+        ({"pairwise": "gaussian"}, "streamed", N * (OUTER + INNER)),
+        ({"pairwise": "gaussian", "subsample": 2, "subsample_at": "input"}, "streamed", M * (OUTER + INNER)),
+        ({"norm": "batch"}, "streamed", N * 2 * INNER),
+    ],
+)
+def test_a_device_receives_the_keys_of_the_others_or_sums_of_products(options, method, numbers):
+    found = [count(spec_of(**options), (1, N, OUTER), method, devices=devices) for devices in (1, 2, 4)]
+    assert [cost.bytes_received for cost in found] == [0, 4 * numbers / 2, 4 * numbers * 3 / 4]
+    spread = count(spec_of(**{**options, "norm": None}), (1, N, OUTER), method, devices=4, training=True)
+    assert spread.bytes_received == 2 * found[2].bytes_received
+
+
+@pytest.mark.parametrize("options", [{"axes": "space"}, {"group_size": 2, "subsample": (1, 2, 2)}])
+def test_devices_that_cut_no_set_receive_the_statistics_alone(options):
+    shape = (BATCH, 8, 5, 4, OUTER)
+    alone, cut = (count(spec_of(**options), shape, "streamed", devices=devices, training=True) for devices in (1, 4))
+    assert (cut.bytes_received, cut.flops, cut.peak_memory) == (0, alone.flops / 4, alone.peak_memory / 4)
+    cut = count(spec_of(norm="batch", **options), shape, "streamed", devices=4, training=True)
+    assert cut.bytes_received == 2 * 4 * 2 * (2 * OUTER + 1) * 3 / 4
+
+
+@pytest.mark.parametrize("pairwise", FORMS)
+def test_a_device_computes_its_share(pairwise):
+    alone, cut = (count(spec_of(pairwise), (1, N, OUTER), devices=devices, training=True) for devices in (1, 4))
+    assert cut.flops == alone.flops / 4
+    one, many = (count(spec_of("dot_product"), (1, N, OUTER), "reassociated", devices=d) for d in (1, 4))
+    assert many.peak_memory <= one.peak_memory / 4 + 4 * INNER * INNER
+
+
+def test_the_cost_of_uneven_parts_is_that_of_the_largest():
+    largest = 3  # of 3, 3, 3 and 2
+    assert count(spec_of(), (1, 11, OUTER), devices=4).macs == largest * (4 * OUTER * INNER + 11 * 2 * INNER)
+
+
 # What there is, and what is refused
 
 
@@ -270,6 +318,10 @@ def test_a_window_of_one_is_no_pooling():
         ({"shape": (1, 1, OUTER), "training": True}, ValueError, "more than one value per channel in training"),
         ({"training": 1}, TypeError, "`training` must be a bool"),
         ({"spec": "official"}, TypeError, "`spec` must be a NonLocalSpec"),
+        ({"devices": 0}, ValueError, "`devices` must be a positive int. Got 0"),
+        ({"devices": 2.0}, TypeError, "`devices` must be a positive int. Got 2.0"),
+        ({"devices": 5}, ValueError, r"`x` must have positions for every device .* pieces of \[1, 1, 1, 1, 0\]"),
+        ({"spec": spec_of(subsample=4), "devices": 2}, ValueError, "`x` must be cut between windows of `subsample`, 4"),
     ],
 )
 def test_what_cannot_be_counted_is_refused(arguments, error, words):

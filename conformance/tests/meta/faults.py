@@ -19,12 +19,27 @@ from faulty import (
     norms,
     numerics,
     positions,
+    sharded,
     state,
 )
 
 from nonlocal_conformance.registry import bind
 
-TOPICS = (positions, forms, masks, norms, derivatives, methods, numerics, interface, layers, networks, state, dtypes)
+TOPICS = (
+    positions,
+    forms,
+    masks,
+    norms,
+    derivatives,
+    methods,
+    numerics,
+    interface,
+    layers,
+    networks,
+    state,
+    dtypes,
+    sharded,
+)
 
 
 def pairs():

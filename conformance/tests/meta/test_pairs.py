@@ -6,11 +6,11 @@ import pytest
 from condition import LARGEST, condition
 from covering import VALUES, meetings, wanted
 
-from nonlocal_conformance import CASES, CHECKS, pairs, registry
+from nonlocal_conformance import CASES, CHECKS, CUTS, pairs, registry
 from nonlocal_conformance.drivers.numpy import NumpyDriver
 
 ROWS = [{name: row[name] for name in VALUES} for row in pairs.rows()]
-DIFFERENTIABLE = [pytest.param(case, id=name) for name, case in CASES.items() if case.is_differentiable]
+DIFFERENTIABLE = [pytest.param(case, id=name) for name, case in (CASES | CUTS).items() if case.is_differentiable]
 
 
 def missing(rows):

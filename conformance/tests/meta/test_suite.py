@@ -16,6 +16,7 @@ import nonlocal_core as nlc
 from nonlocal_conformance import (
     CASES,
     CHECKS,
+    CUTS,
     ConformanceError,
     Unsupported,
     assertions,
@@ -512,7 +513,7 @@ def test_a_check_has_a_name_a_sentence_and_cases(check):
     assert check.name.isidentifier()
     assert check.run.__doc__.endswith(".")
     assert check.needs <= CAPABILITIES.keys()
-    assert any(map(check.applies, CASES.values()))
+    assert any(map(check.applies, [*CASES.values(), *CUTS.values()]))
 
 
 def test_the_ids_of_the_checks_are_unique():

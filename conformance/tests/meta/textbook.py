@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 import torch
+from cut import Cut
 from ml_dtypes import bfloat16
 from network import Networks
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -115,7 +116,7 @@ class Session:
         }
 
 
-class Textbook(Networks):
+class Textbook(Networks, Cut):
     """The driver, and the steps that it is made of."""
 
     name = "textbook"
@@ -123,7 +124,7 @@ class Textbook(Networks):
     dtypes = ("float64", "float32")
     methods = METHODS
     mixed_dtypes = ("bfloat16", "float16")
-    capabilities = frozenset(CAPABILITIES) - {"large", "peak_memory"}
+    capabilities = frozenset(CAPABILITIES) - {"large", "peak_memory", "sharded_memory", "traffic"}
     unbiased = True
 
     def __init__(self, device="cpu"):
@@ -295,12 +296,16 @@ class Textbook(Networks):
     def gather(self, block, x, mask, sets):
         """Return y (C', N) of one sample (C, N)."""
         form, theta = self.form(block), self.embed(block, "theta", x)
-        parts = []
-        for queries, windows in sets:
-            phi, g, valid = self.keys(block, x, mask, windows)
-            parts.append(self.aggregate(form, theta[:, queries], phi, g, valid))
-        order = np.argsort(np.concatenate([queries for queries, _ in sets]))
-        return torch.cat(parts, dim=1)[:, order]
+        parts = [part for one in sets for part in self.of_set(block, form, theta, x, mask, *one)]
+        queries, y = zip(*parts, strict=True)
+        return torch.cat(y, dim=1)[:, np.argsort(np.concatenate(queries))]
+
+    def of_set(self, block, form, theta, x, mask, queries, windows):
+        """Give queries of one set with their y (C', n): all, or those of each device."""
+        if "cut" in block.notes:
+            yield from self.of_devices(block, form, theta, x, mask, queries, windows)
+        else:
+            yield queries, self.aggregate(form, theta[:, queries], *self.keys(block, x, mask, windows))
 
     # The whole block
 
@@ -347,6 +352,8 @@ class Textbook(Networks):
 
     def standardize(self, block, r, counted):
         """Return r less the mean, in units of the standard deviation."""
+        if "cut" in block.notes and counted is not None:
+            return self.standardize_devices(block, r, counted)
         mean, variance = self.serving(block, r, counted)
         return (r - mean[:, None]) / (variance + block.spec.norm_epsilon).sqrt()[:, None]
 
@@ -479,7 +486,10 @@ class Textbook(Networks):
     def hvp(self, spec, params, x, dz, vx, vparams, key_mask=None, *, training=False, method="auto"):
         """Return the gradients of <gradients, v>."""
         self.check(spec, params, x, key_mask, training, method)
-        block = self.build(spec, params)
+        return self.second(self.build(spec, params), x, dz, vx, vparams, key_mask, training)
+
+    def second(self, block, x, dz, vx, vparams, key_mask, training):
+        """Return the gradients of <gradients, v>."""
         leaves, given = self.leaves(block), self.input(x).requires_grad_()
         every = [given, *leaves.values()]
         z = self.call(block, given, key_mask, training)

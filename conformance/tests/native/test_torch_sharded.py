@@ -9,41 +9,29 @@ import torch_sharded as work
 import nonlocal_core as nlc
 from nonlocal_conformance.assertions import assert_close, largest
 from nonlocal_conformance.cases import Case
-from nonlocal_conformance.drivers.torch import TorchDriver
 from nonlocal_conformance.processes import Processes
-from nonlocal_conformance.sharded.torch import processes, sharded
+from nonlocal_conformance.sharded.torch import processes, sharded, traffic
 
 FORMS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 EVEN, VOLUME, SERIES = (8, 5), (8, 4, 3), (29,)
-AT_INPUT = {"subsample": 2, "subsample_at": "input"}
-FOUR, TWO = (4,), (2,)
+FOUR, MESH = (4,), (2, 2)
+N, C = 64, 7
 
 CUTS = {
-    "four": ({}, EVEN, (1,), FOUR),
-    "two": ({}, EVEN, (2,), TWO),
-    "uneven": ({}, SERIES, (1,), FOUR),
-    "pooled": ({"subsample": 2}, EVEN, (1,), FOUR),
-    "pooled in the input": (AT_INPUT, EVEN, (1,), TWO),
-    "pooled with a remainder": ({"subsample": 2}, SERIES, (1,), FOUR),
-    "within space": ({"axes": "space"}, VOLUME, (2,), FOUR),
-    "between frames": ({"axes": "space", **AT_INPUT}, VOLUME, (1,), FOUR),
-    "within time": ({"axes": "time", "subsample": (2, 1, 1)}, VOLUME, (1,), TWO),
-    "between groups": ({"group_size": 2, "subsample": (1, 2, 1)}, VOLUME, (1,), FOUR),
-    "within groups": ({"group_size": 4}, VOLUME, (2,), TWO),
-    "and samples": ({"subsample": 2}, EVEN, (0, 1), (2, 2)),
-    "both axes": ({"subsample": 2}, (8, 4), (1, 2), (2, 2)),
-    "one axis twice": ({}, SERIES, (1, 1), (2, 2)),
-    "with copies": ({}, EVEN, (None, 2), (2, 2)),
+    "and samples": ({"subsample": 2}, EVEN, (0, 1)),
+    "both axes": ({"subsample": 2}, (8, 4), (1, 2)),
+    "one axis twice": ({}, SERIES, (1, 1)),
+    "with copies": ({}, EVEN, (None, 2)),
 }
-"""Options, spatial sizes, which axis of the input each axis of the mesh cuts, and the shape of the mesh."""
+"""Options, spatial sizes, and which axis of the input each axis of a mesh of two by two cuts."""
 
 
 def case(pairwise, options, spatial, *, masked=False, batch=3):
-    """Return a spec with a norm, and parameters, an input, a mask and a gradient on which an error shows."""
+    """Return a spec with a norm, and parameters, an input, a gradient and a mask on which an error shows."""
     every = {"pairwise": pairwise, "norm": "batch", "residual": False, "zero_init": False, **options}
     made = Case("cut", every, spatial, batch=batch, mask="some" if masked else None)
     data = made.data("float32")
-    return made.spec, data.params, data.x, data.key_mask, data.dz
+    return made.spec, data.params, data.x, data.dz, data.key_mask
 
 
 def _wide(a):
@@ -52,68 +40,33 @@ def _wide(a):
     return a.astype("float64") if isinstance(a, np.ndarray) and a.dtype != bool else a
 
 
-def assert_as_whole(found, spec, params, x, mask, dz, *, training=True):
+def assert_as_whole(found, spec, params, x, dz, mask):
     """Compare z, the gradients and the statistics with those of the reference."""
-    z, dx, dparams, after = found
+    z, after, dx, dparams = found
     wide, x, dz = _wide(params), _wide(x), _wide(dz)
-    assert_close("z", z, nlc.nonlocal_block(x, wide, spec, mask, training), dtype="float32")
-    expected_dx, expected = nlc.nonlocal_block_vjp(x, wide, spec, dz, mask, training)
+    assert_close("z", z, nlc.nonlocal_block(x, wide, spec, mask, training=True), dtype="float32")
+    expected_dx, expected = nlc.nonlocal_block_vjp(x, wide, spec, dz, mask, training=True)
     assert_close("dx", dx, expected_dx, dtype="float32")
     scale = largest(*expected.values())
     for name, a in dparams.items():
         assert_close(f"d{name}", a, expected[name], dtype="float32", scale=scale)
-    if training:
-        for name, a in nlc.updated_statistics(x, wide, spec, mask, unbiased=True).items():
-            assert_close(name, after[name], a, dtype="float32")
+    for name, a in nlc.updated_statistics(x, wide, spec, mask, unbiased=True).items():
+        assert_close(name, after[name], a, dtype="float32")
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("pairwise", FORMS)
-def test_a_cut_input_gives_what_the_whole_gives(pairwise, cut, masked):
-    options, spatial, axes, shape = CUTS[cut]
+def test_what_a_mesh_cuts_gives_what_the_whole_gives(pairwise, cut, masked):
+    options, spatial, axes = CUTS[cut]
     given = case(pairwise, options, spatial, masked=masked)
-    assert_as_whole(sharded(*given, axes, shape, training=True), *given)
-
-
-@pytest.mark.parametrize("pairwise", FORMS)
-def test_second_derivatives_are_those_of_the_whole(pairwise):
-    spec, params, x, mask, dz = (_wide(a) for a in case(pairwise, {"subsample": 2}, EVEN, masked=True))
-    rng = np.random.default_rng(0)
-    vx = rng.normal(size=x.shape)
-    vparams = {name: rng.normal(size=a.shape) for name, a in params.items()}
-    found_x, found = processes(4)(work.second_derivatives, FOUR, (1,), spec, params, x, mask, dz, vx, vparams)[0]
-    expected_x, expected = TorchDriver().hvp(spec, params, x, dz, vx, vparams, mask, training=True)
-    scale = largest(expected_x, *expected.values())
-    assert_close("the input's", found_x, expected_x, dtype="float64", scale=scale)
-    for name, a in expected.items():
-        assert_close(name, found[name].reshape(a.shape), a, dtype="float64", scale=scale)
-
-
-N, C, INNER = 64, 7, 5
-
-
-@pytest.mark.parametrize(
-    ("pairwise", "options", "elements"),
-    [
-        ("dot_product", {}, 2 * INNER * INNER),
-        ("dot_product", {"subsample": 16}, 4 * 2 * INNER),
-        ("concatenation", {}, N * (INNER + 1)),
-        ("embedded_gaussian", {}, N * 2 * INNER),
-        ("embedded_gaussian", {"subsample": 2}, N / 2 * 2 * INNER),
-        ("gaussian", {"subsample": 2, "subsample_at": "input"}, N / 2 * (C + INNER)),
-    ],
-)
-def test_no_more_is_sent_than_the_formulas_say(pairwise, options, elements):
-    spec, params, x, _, _ = case(pairwise, {**options, "norm": None}, (N,), batch=1)
-    for (forth, calls), (back, _) in processes(4)(work.traffic, FOUR, (1,), spec, params, x):
-        assert (forth, back) == (elements * 3 / 4, elements * 3 / 4), calls
+    assert_as_whole(processes(4)(sharded, MESH, axes, *given, training=True)[0], *given)
 
 
 @pytest.mark.parametrize("options", [{"axes": "space"}, {"group_size": 2}])
 def test_a_cut_between_sets_sends_nothing_but_the_statistics(options):
     spec, params, x, _, _ = case("embedded_gaussian", options, VOLUME)
-    for passes in processes(4)(work.traffic, FOUR, (1,), spec, params, x):
+    for passes in processes(4)(traffic, FOUR, (1,), spec, params, x):
         assert passes == ((2 * (C + 1 + C) * 3 / 4, ["allreduce_"] * 2),) * 2
 
 
@@ -121,7 +74,7 @@ def test_statistics_take_two_sums_of_the_channels():
     counts = []
     for norm in ("batch", None):
         spec, params, x, _, _ = case("dot_product", {"norm": norm}, (N,), batch=1)
-        counts.append([len(calls) for _, calls in processes(4)(work.traffic, FOUR, (1,), spec, params, x)[0]])
+        counts.append([len(calls) for _, calls in processes(4)(traffic, FOUR, (1,), spec, params, x)[0]])
     assert np.subtract(*counts).tolist() == [2, 2]
 
 
@@ -192,8 +145,8 @@ def test_every_device_raises_the_same_error(name):
     ],
 )
 def test_a_fault_is_found(fault, pairwise, options, spatial):
-    given, training = case(pairwise, options, spatial, masked="mask" in fault), True
-    found = processes(4)(work.faulty, fault, (2, 2), (None, 1), *given, training, "auto")[0]
+    given = case(pairwise, options, spatial, masked="mask" in fault)
+    found = processes(4)(work.faulty, fault, MESH, (None, 1), *given, training=True)[0]
     with pytest.raises(AssertionError, match="differs from the reference"):
         assert_as_whole(found, *given)
 

@@ -5,16 +5,14 @@ import time
 import warnings
 from unittest import mock
 
-import numpy as np
 import torch
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import parallelize_module
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch_blocks import random, random_block
 
-from nonlocal_conformance.sharded.torch import cut_block, cut_tensor, mesh_of, work
+from nonlocal_conformance.sharded.torch import mesh_of, sharded
 from nonlocal_torch import norms
 from nonlocal_torch import sharded as adapter
 from nonlocal_torch.parallel import PositionParallel
@@ -35,59 +33,6 @@ def leave(rank):
     """End the last process."""
     if rank:
         os._exit(1)
-
-
-def second_derivatives(_, shape, axes, spec, params, x, mask, dz, vx, vparams):
-    """Return the gradients of <gradients, v>, where the parameters are DTensors."""
-    mesh = mesh_of(shape)
-    block = cut_block(spec, params, mesh, x.dtype, training=True, method="auto")
-    given, places = cut_tensor(x, mesh, axes).requires_grad_(), [Replicate()] * len(shape)
-    z = block(given, None if mask is None else cut_tensor(mask, mesh, axes, has_channels=False))
-    every = (given, *block.parameters())
-    first = torch.autograd.grad(z, every, cut_tensor(dz, mesh, axes), create_graph=True)
-    directions = [cut_tensor(vx, mesh, axes)]
-    for name, parameter in block.named_parameters():
-        directions.append(distribute_tensor(torch.from_numpy(vparams[name]).reshape(parameter.shape), mesh, places))
-    product = torch.stack([(d * v).sum() for d, v in zip(first, directions, strict=True)]).sum()
-    second = [whole(a).detach().numpy() for a in torch.autograd.grad(product, every, materialize_grads=True)]
-    names = [name for name, _ in block.named_parameters()]
-    return np.moveaxis(second[0], 1, -1), dict(zip(names, second[1:], strict=True))
-
-
-class Traffic(TorchDispatchMode):
-    """How many elements this process receives, from whatever collective PyTorch calls."""
-
-    def __init__(self):
-        super().__init__()
-        self.received, self.calls = 0.0, []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        space, _, name = function.name().partition("::")
-        name = name.partition(".")[0]
-        if space in {"c10d", "_c10d_functional"} and name not in {"wait_tensor", "_wrap_tensor_autograd"}:
-            count = distributed.get_world_size()
-            size = (args[0][0] if isinstance(args[0], list | tuple) else args[0]).numel()
-            shares = {
-                "allreduce_": 2 * size * (count - 1) / count,  # a scatter of sums, and a gather of them
-                "all_gather_into_tensor": size * (count - 1),
-                "reduce_scatter_tensor": size * (count - 1) / count,
-            }
-            self.received += shares[name]  # another collective is an error
-            self.calls.append(name)
-        return result
-
-
-def traffic(_, shape, axes, spec, params, x):
-    """Return what a forward and a backward pass receive before the gradients of the parameters are reduced."""
-    mesh = mesh_of(shape)
-    block = cut_block(spec, params, mesh, x.dtype, training=True, method="auto")
-    given, dz = cut_tensor(x, mesh, axes).requires_grad_(), cut_tensor(x, mesh, axes)
-    with Traffic() as forth:
-        z = block(given)
-    with Traffic() as back:
-        torch.autograd.backward(z, dz)
-    return (forth.received, forth.calls), (back.received, back.calls)
 
 
 def raised(rank, name):
@@ -313,7 +258,7 @@ FAULTS = {
 }
 
 
-def faulty(rank, fault, *arguments):
+def faulty(rank, fault, *arguments, **options):
     """Return what `sharded` does, of an adapter with a fault."""
     with FAULTS[fault]():
-        return work(rank, *arguments)
+        return sharded(rank, *arguments, **options)

@@ -61,6 +61,15 @@ def test_a_training_step_and_another_dtype_have_their_own_cost(printed):
     assert "the output, and their gradients" in text.replace("\n", " ")
 
 
+def test_one_of_several_devices_has_its_own_cost(printed):
+    text = printed(*OFFICIAL, "--devices", "4", "--training")
+    spec = nlc.NonLocalSpec.preset("official", channels=1024)
+    found = nlc.cost(spec, (8, 4, 14, 14, 1024), training=True, devices=4).methods["streamed"]
+    assert cells(text)["streamed"][3] == f"{found.bytes_received / 2**20:#.3g}"
+    assert "a training step, each of 4 devices" in text
+    assert "received: the gradients of the parameters are left out" in " ".join(text.split()).lower()
+
+
 def test_a_small_number_keeps_three_digits(printed):
     # 160 FLOPs, 520 bytes, and 64 bytes at the most: theta, phi, g and the scores.
     assert cells(printed("--shape", "1x2x4"))["pairwise"] == ["1.60e-07", "0.000496", "6.10e-05"]
