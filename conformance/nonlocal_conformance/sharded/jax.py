@@ -15,6 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from nonlocal_conformance.driver import Array, Everything, Mask, Params, Spec
 from nonlocal_conformance.processes import Processes
+from nonlocal_conformance.registry import Unsupported
 from nonlocal_core.spec.parameters import STATISTICS
 from nonlocal_jax import nonlocal_block, updated_statistics
 
@@ -223,6 +224,9 @@ def _cut(
         return z, moved
 
     def whole(x: Any, params: Any, key_mask: Any) -> Any:
+        if x.shape[axis] % devices:
+            message = f"a map cuts into equal pieces, not {x.shape[axis]} into {devices}"
+            raise Unsupported(message)
         cuts = (_place(axis), _place(0) if own else _Cut(), _place(axis))
         return jax.shard_map(part, mesh=_mesh(devices), in_specs=cuts, out_specs=(_place(axis), _Cut()))(
             x, params, key_mask
