@@ -203,7 +203,7 @@ def _memory(_: int, spec: Spec, params: Params, x: Array, dz: Array, axis: int, 
 
     sharding = jax.sharding.NamedSharding(_mesh(devices), _place(axis))
     cut = [jax.device_put(a, sharding) for a in (x, dz)]
-    found: Any = jax.jit(work).lower(cut[0], params, cut[1]).compile().memory_analysis()
+    found: Any = jit(work).lower(cut[0], params, cut[1]).compile().memory_analysis()
     return int(found.temp_size_in_bytes + found.output_size_in_bytes)
 
 
