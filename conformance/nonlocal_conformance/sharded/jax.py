@@ -65,7 +65,8 @@ def sharded(
     Raises:
         ValueError: if the block refuses the cut.
     """
-    return _do(everything, spec, params, x, dz, key_mask, axis, devices, training, method)
+    options = {"axis": axis, "devices": devices, "training": training, "method": method}
+    return _do(everything, spec, params, x, dz, key_mask, **options)
 
 
 def sharded_hvp(
@@ -83,19 +84,20 @@ def sharded_hvp(
     method: str = "auto",
 ) -> tuple[Array, Params]:
     """Return the gradients of <gradients, v>, reverse over reverse, of a cut input."""
-    return _do(_second, spec, params, x, dz, vx, vparams, key_mask, axis, devices, training, method)
+    options = {"axis": axis, "devices": devices, "training": training, "method": method}
+    return _do(_second, spec, params, x, dz, vx, vparams, key_mask, **options)
 
 
 def traffic(
     spec: Spec, params: Params, x: Array, key_mask: Mask = None, *, axis: int, devices: int
 ) -> tuple[float, float]:
     """Return how many elements a device receives, forward and backward, without what adds up parameters' gradients."""
-    return _do(_traffic, spec, params, x, key_mask, axis, devices)
+    return _do(_traffic, spec, params, x, key_mask, axis=axis, devices=devices)
 
 
 def sharded_memory(spec: Spec, params: Params, x: Array, dz: Array, *, axis: int, devices: int) -> int:
     """Return the peak bytes that a device needs, forward and backward, beside its parameters, `x` and `dz`."""
-    return _do(_memory, spec, params, x, dz, axis, devices)
+    return _do(_memory, spec, params, x, dz, axis=axis, devices=devices)
 
 
 @functools.cache
@@ -122,11 +124,11 @@ def process() -> Processes:
     return one
 
 
-def _do(work: Callable[..., Any], *arguments: Any) -> Any:
+def _do(work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Return what a function gives in the process, which is started anew where it had to be ended."""
     if process().is_closed:
         process.cache_clear()
-    return process()(work, *arguments)[0]
+    return process()(work, *arguments, **options)[0]
 
 
 def _start(_: int) -> None:
@@ -135,20 +137,9 @@ def _start(_: int) -> None:
     settings.update("jax_num_cpu_devices", _DEVICES)
 
 
-def everything(
-    _: int,
-    spec: Spec,
-    params: Params,
-    x: Array,
-    dz: Array,
-    key_mask: Mask,
-    axis: int,
-    devices: int,
-    training: bool,
-    method: str,
-) -> Everything:
+def everything(_: int, spec: Spec, params: Params, x: Array, dz: Array, key_mask: Mask, **options: Any) -> Everything:
     """Do in the process what `sharded` says."""
-    block = _cut(spec, axis, devices, training, method)
+    block = _cut(spec, **options)
 
     def work(x: Any, params: Any, dz: Any, key_mask: Any) -> Any:
         z, back, moved = jax.vjp(lambda x, params: block(x, params, key_mask), x, params, has_aux=True)
@@ -168,12 +159,9 @@ def _second(
     vx: Array,
     vparams: Params,
     key_mask: Mask,
-    axis: int,
-    devices: int,
-    training: bool,
-    method: str,
+    **options: Any,
 ) -> tuple[Array, Params]:
-    block = _cut(spec, axis, devices, training, method)
+    block = _cut(spec, **options)
 
     def slope(x: Any, params: Any, dz: Any, vx: Any, vparams: Any, key_mask: Any) -> Any:
         dx, dparams = jax.vjp(lambda x, params: block(x, params, key_mask)[0], x, params)[1](dz)
@@ -186,7 +174,7 @@ def _second(
 
 
 def _traffic(
-    _: int, spec: Spec, params: Params, x: Array, key_mask: Mask, axis: int, devices: int
+    _: int, spec: Spec, params: Params, x: Array, key_mask: Mask, *, axis: int, devices: int
 ) -> tuple[float, float]:
     def forth(x: Any, params: Any, key_mask: Any) -> Any:
         return block(x, params, key_mask)[0]
@@ -196,7 +184,7 @@ def _traffic(
         return z, back(z)
 
     # Each device has parameters of its own, so that their gradients stay shares, which no one adds up.
-    block = _cut(spec, axis, devices, own=True)
+    block = _cut(spec, axis=axis, devices=devices, own=True)
     own = {name: np.broadcast_to(a, (devices, *a.shape)) for name, a in params.items()}
     forward, total = (
         received(jit(work).lower(x, own, key_mask).compile().as_text(), devices) for work in (forth, both)
@@ -204,8 +192,8 @@ def _traffic(
     return forward, total - forward
 
 
-def _memory(_: int, spec: Spec, params: Params, x: Array, dz: Array, axis: int, devices: int) -> int:
-    block = _cut(spec, axis, devices)
+def _memory(_: int, spec: Spec, params: Params, x: Array, dz: Array, *, axis: int, devices: int) -> int:
+    block = _cut(spec, axis=axis, devices=devices)
 
     def work(x: Any, params: Any, dz: Any) -> Any:
         z, back = jax.vjp(lambda x, params: block(x, params, None)[0], x, params)
@@ -218,7 +206,7 @@ def _memory(_: int, spec: Spec, params: Params, x: Array, dz: Array, axis: int, 
 
 
 def _cut(
-    spec: Spec, axis: int, devices: int, training: bool = False, method: str = "auto", *, own: bool = False
+    spec: Spec, *, axis: int, devices: int, training: bool = False, method: str = "auto", own: bool = False
 ) -> Callable[..., Any]:
     """Return a block on whole arrays that cuts them: z, and the running statistics that move.
 

@@ -126,7 +126,7 @@ FAULTS = {
 }
 
 
-def faulty(rank, fault, *arguments):
+def faulty(rank, fault, *arguments, **options):
     """Return what `sharded` does, of an adapter with a fault."""
     with FAULTS[fault]():
-        return suite.everything(rank, *arguments)
+        return suite.everything(rank, *arguments, **options)

@@ -223,6 +223,6 @@ def test_a_cut_that_cannot_serve_is_an_error(name):
 )
 def test_a_fault_is_found(fault, pairwise, options, spatial):
     given = case(pairwise, options, spatial, masked="windows" not in fault)
-    found = process()(work.faulty, fault, *given, 1, 4, True, "auto")[0]  # noqa: FBT003 - in training
+    found = process()(work.faulty, fault, *given, axis=1, devices=4, training=True)[0]
     with pytest.raises(AssertionError, match="differs from the reference"):
         assert_as_whole(found, *given)
