@@ -88,8 +88,10 @@ def keys_first(queries: Size, keys: Size, inner: Size, values: Size) -> bool:
     return inner * values * (queries + keys) <= queries * keys * (inner + values)
 
 
-def sends_products(keys: int, inner: int, values: int) -> bool:
+def sends_products(keys: Size, inner: Size, values: Size) -> bool:
     """Return whether devices send fewer numbers for the sum of their C' x D products than for their keys and values."""
+    if keys is None or inner is None or values is None:
+        return True
     return 2 * inner * values <= keys * (inner + values)
 
 

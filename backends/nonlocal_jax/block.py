@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Self, Unpack
 
 import jax
@@ -13,7 +14,7 @@ from flax import nnx
 from jax import Array
 
 from nonlocal_core.arguments import check_array
-from nonlocal_core.errors import fail_type
+from nonlocal_core.errors import fail_type, fail_value
 from nonlocal_core.networks.block import CanonicalBlock
 from nonlocal_core.planning import check_method
 from nonlocal_core.spec import NonLocalSpec
@@ -26,6 +27,7 @@ from nonlocal_jax.forward import arrays_of, block_and_statistics, rows_of_weight
 from nonlocal_jax.layers import Layers
 from nonlocal_jax.norm import AxisName, running_statistics
 from nonlocal_jax.parameters import canonical_of, in_place_of, names_of, new_layer, usable, variables_of
+from nonlocal_jax.sharded import Mapped, check_cut, mapped_of
 
 __all__ = ["NonLocalBlock"]
 
@@ -48,7 +50,12 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
         dtype: the dtype of the computation; scores, weights and sums over keys are at least float32. None: that
             of the input.
         param_dtype: the dtype of the parameters.
-        axis_name: the mapped axes, of `jax.shard_map` or `nnx.vmap`, whose batches batch normalisation takes for one.
+        axis_name: the mapped axes, of `jax.shard_map` or `nnx.vmap`, whose batches batch normalisation takes for one;
+            with `sharded_axis`, those that cut the positions.
+        norm_axis_name: the mapped axes over which batch normalisation takes its statistics. None: `axis_name`.
+        sharded_axis: the spatial axis of the input, from 0, along which `axis_name` cuts the positions: each device has
+            a part of them, and the block shares their keys. None: what a device has is a whole, to which it attends
+            alone.
         **options: the other options of `nonlocal_core.NonLocalSpec`.
 
     Raises:
@@ -65,7 +72,9 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
     """
 
     norm: Any
-    axis_name: AxisName = None  # which pickles of version 0.1.0 have not
+    axis_name: AxisName = None  # which pickles of version 0.1.0 have not, nor the following
+    norm_axis_name: AxisName = None
+    sharded_axis: int | None = None
 
     def __init__(
         self,
@@ -76,6 +85,8 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         axis_name: AxisName = None,
+        norm_axis_name: AxisName = None,
+        sharded_axis: int | None = None,
         **options: Unpack[SpecOptions],
     ) -> None:
         """Create the parameters; see the class for the arguments."""
@@ -87,7 +98,9 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
         check_dtype("dtype", dtype)
         check_dtype("param_dtype", param_dtype)
         self.dtype, self.param_dtype = dtype, param_dtype
-        self.axis_name = axis_name if axis_name is None or isinstance(axis_name, str) else tuple(axis_name)
+        check_cut(axis_name, sharded_axis)
+        self.axis_name, self.norm_axis_name = _static(axis_name), _static(norm_axis_name)
+        self.sharded_axis = sharded_axis
         self.use_running_average = False
         if isinstance(self.spec.pairwise, nnx.Module):
             # A spec is static, and what is static has no parameters: the module is a child, known by its place.
@@ -105,9 +118,12 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         axis_name: AxisName = None,
+        norm_axis_name: AxisName = None,
+        sharded_axis: int | None = None,
     ) -> Self:
         """Return a new block that computes `spec`."""
-        own: dict[str, Any] = {"method": method, "dtype": dtype, "param_dtype": param_dtype, "axis_name": axis_name}
+        own: dict[str, Any] = {"method": method, "dtype": dtype, "param_dtype": param_dtype}
+        own |= {"axis_name": axis_name, "norm_axis_name": norm_axis_name, "sharded_axis": sharded_axis}
         return cls(**options_of(spec), rngs=rngs, **own)
 
     def __call__(self, x: Array, key_mask: Array | None = None) -> Array:
@@ -125,16 +141,18 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
             ValueError: if a shape does not fit the spec.
         """
         check_array("x", x)
-        check_arrays(self.spec, x.shape, x, key_mask, training=not self.use_running_average)
+        names, training = (self.axis_name, self.norm_axis_name, self.sharded_axis), not self.use_running_average
+        mapped = mapped_of(x, self.spec, *names, training=training)
+        check_arrays(self.spec, x.shape, x, key_mask, training=training and self.sharded_axis is None)
         x, key_mask = arrays_of(self.spec, x, key_mask)
-        spread = Spread(x)
-        return self._divided(spread, NonLocalBlock._forward, spread.like(*range(x.ndim)), x, key_mask)
+        spread, forward = Spread(x), partial(NonLocalBlock._forward, mapped=mapped)
+        return self._divided(spread, forward, spread.like(*range(x.ndim)), x, key_mask)
 
-    def _forward(self, x: Array, key_mask: Array | None) -> Array:
+    def _forward(self, x: Array, key_mask: Array | None, *, mapped: Mapped) -> Array:
         """Return z, and move the running statistics."""
         layers, params, form = self._layers()
         training = not self.use_running_average
-        options: dict[str, Any] = {"method": self.method, "dtype": self.dtype, "axis_name": self.axis_name}
+        options: dict[str, Any] = {"method": self.method, "dtype": self.dtype, "mapped": mapped}
         z, found = block_and_statistics(x, layers, params, form, self.spec, key_mask, training, **options)
         for name, value in running_statistics(params, self.spec, found).items():
             self.norm[name.partition(".")[2]][...] = value
@@ -154,8 +172,10 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
 
         Raises:
             TypeError: if an argument has a wrong type.
-            ValueError: if a shape does not fit the spec or a position is out of range.
+            ValueError: if a shape does not fit the spec, a position is out of range, or positions are cut.
         """
+        if self.sharded_axis is not None:
+            raise fail_value("sharded_axis", "be None for the attention, whose rows have all keys", self.sharded_axis)
         check_array("x", x)
         check_arrays(self.spec, x.shape, x, key_mask, training=False)
         x, key_mask = arrays_of(self.spec, x, key_mask)
@@ -208,7 +228,8 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
 
     def _like(self, spec: NonLocalSpec) -> Self:
         own: dict[str, Any] = {"method": self.method, "dtype": self.dtype, "param_dtype": self.param_dtype}
-        block = self.from_spec(spec, rngs=nnx.Rngs(0), axis_name=self.axis_name, **own)
+        own |= {name: getattr(self, name) for name in ("axis_name", "norm_axis_name", "sharded_axis")}
+        block = self.from_spec(spec, rngs=nnx.Rngs(0), **own)
         block.use_running_average = self.use_running_average
         if hasattr(self, "pairwise"):
             block.pairwise = nnx.clone(self.pairwise)
@@ -227,6 +248,11 @@ class NonLocalBlock(CanonicalBlock, nnx.Module):
                 layer.kernel = nnx.Param(old["weight"][...].T)
                 layer.bias = old.get("bias", layer.bias)
                 setattr(self, name, layer)
+
+
+def _static(axis_name: AxisName) -> AxisName:
+    """Return names that can be compared and hashed."""
+    return axis_name if axis_name is None or isinstance(axis_name, str) else tuple(axis_name)
 
 
 def _child(*_: Array) -> Array:

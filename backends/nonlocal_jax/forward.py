@@ -17,8 +17,8 @@ from nonlocal_core.spec.form import Form
 from nonlocal_jax.embed import embed, embed_rows, result
 from nonlocal_jax.layers import Layers
 from nonlocal_jax.methods.pairwise import pairwise_weights
-from nonlocal_jax.norm import AxisName, Params
-from nonlocal_jax.op import aggregate
+from nonlocal_jax.norm import Params
+from nonlocal_jax.sharded import Mapped
 
 __all__ = ["arrays_of", "block_and_statistics", "rows_of_weights"]
 
@@ -42,7 +42,7 @@ def block_and_statistics(
     *,
     method: str,
     dtype: Any,
-    axis_name: AxisName,
+    mapped: Mapped,
 ) -> tuple[Array, dict[str, Array]]:
     """Return z and, from batch normalisation in training, the mean and the biased variance of each channel.
 
@@ -51,8 +51,8 @@ def block_and_statistics(
     x, lost = _finite(x, key_mask, dtype)
     wide, sets = x.astype(x.dtype if dtype is None else dtype), spec.sets(x.shape[1:-1])
     theta, phi, g, valid = embed(wide, layers, spec, sets, key_mask)
-    y = aggregate(theta, phi, g, form, valid, method)
-    z, found = result(y, x, layers, params, spec, sets, key_mask, training, axis_name)
+    y = mapped.aggregate(theta, phi, g, form, valid, method)
+    z, found = result(y, x, layers, params, spec, sets, key_mask, training, mapped.norm_axes)
     return (z if lost is None else jnp.where(lost, jnp.nan, z)), found
 
 

@@ -16,6 +16,7 @@ from nonlocal_jax.arrays import Spread, check_dtype
 from nonlocal_jax.forward import arrays_of, block_and_statistics, rows_of_weights
 from nonlocal_jax.layers import affines_of
 from nonlocal_jax.norm import AxisName, Params, running_statistics
+from nonlocal_jax.sharded import mapped_of
 
 __all__ = ["attention", "nonlocal_block", "updated_statistics"]
 
@@ -32,11 +33,13 @@ def nonlocal_block(
     method: str = "auto",
     dtype: Any = None,
     axis_name: AxisName = None,
+    norm_axis_name: AxisName = None,
+    sharded_axis: int | None = None,
 ) -> Array:
     """Compute the non-local block, z_i = x_i + norm(W_z y_i + b_z) (equation 6 of the paper).
 
-    `spec`, `training`, `method`, `dtype` and `axis_name` are static under `jax.jit`. The gradient of the parameters is
-    that of `argnums=1`; the running statistics among them get none.
+    All arguments but `x`, `params` and `key_mask` are static under `jax.jit`. The gradient of the parameters is that
+    of `argnums=1`; the running statistics among them get none.
 
     Args:
         x: `(B, S1..Sk, C)`, k = 1, 2 or 3, floating point.
@@ -48,7 +51,12 @@ def nonlocal_block(
         method: how the operation is computed: "auto", "pairwise" (the N x M matrix), or the method without it that
             serves the form: "streamed", "reassociated" or "sorted".
         dtype: the dtype to which the input and the parameters are cast for the computation. None: that of `x`.
-        axis_name: the mapped axes, as of `jax.shard_map`, whose batches batch normalisation takes for one.
+        axis_name: the mapped axes, as of `jax.shard_map`, whose batches batch normalisation takes for one; with
+            `sharded_axis`, those that cut the positions.
+        norm_axis_name: the mapped axes over which batch normalisation takes its statistics. None: `axis_name`.
+        sharded_axis: the spatial axis of `x`, from 0, along which `axis_name` cuts the positions: each device has a
+            part of them, and the block shares their keys. None: what a device has is a whole, to which it attends
+            alone.
 
     Returns:
         z, with the shape and the dtype of `x`.
@@ -64,13 +72,14 @@ def nonlocal_block(
         >>> bool((jax.jit(nonlocal_block, static_argnums=2)(x, params, spec) == x).all())
         True
     """
-    check_block(x, params, spec, key_mask, training, method)
+    mapped = mapped_of(x, spec, axis_name, norm_axis_name, sharded_axis, training=training)
+    check_block(x, params, spec, key_mask, sharded_axis is None and training, method)
     check_dtype("dtype", dtype)
     x, key_mask = arrays_of(spec, x, key_mask)
     spread = Spread(x)
 
     def run(x: Array, params: Params, key_mask: Array | None) -> Array:
-        options: dict[str, Any] = {"method": method, "dtype": dtype, "axis_name": axis_name}
+        options: dict[str, Any] = {"method": method, "dtype": dtype, "mapped": mapped}
         layers, form = affines_of(params), form_of(spec, params)
         return block_and_statistics(x, layers, params, form, spec, key_mask, training, **options)[0]
 
@@ -87,6 +96,8 @@ def updated_statistics(
     method: str = "auto",
     dtype: Any = None,
     axis_name: AxisName = None,
+    norm_axis_name: AxisName = None,
+    sharded_axis: int | None = None,
 ) -> dict[str, Array]:
     """Return the running statistics after one training step on `x`.
 
@@ -98,7 +109,9 @@ def updated_statistics(
         unbiased: whether the variance is divided by B N - 1 (as PyTorch does) instead of B N (Keras, Flax).
         method: how the operation is computed, see `nonlocal_block`.
         dtype: the compute dtype. None: that of `x`.
-        axis_name: the mapped axes whose batches are taken for one.
+        axis_name: as in `nonlocal_block`, and so are the following.
+        norm_axis_name: the mapped axes over which the statistics are taken. None: `axis_name`.
+        sharded_axis: the spatial axis of `x` along which `axis_name` cuts the positions, or None.
 
     Returns:
         "norm.mean" and "norm.variance", each `(C,)`, in their dtypes.
@@ -115,13 +128,14 @@ def updated_statistics(
         Array([0.5, 0.5], dtype=float32)
     """
     check_statistics(spec, unbiased)
-    check_block(x, params, spec, key_mask, True, method)  # noqa: FBT003 - in training
+    mapped = mapped_of(x, spec, axis_name, norm_axis_name, sharded_axis, training=True)
+    check_block(x, params, spec, key_mask, sharded_axis is None, method)
     check_dtype("dtype", dtype)
     x, key_mask = arrays_of(spec, x, key_mask)
-    spread, devices = Spread(x), 1 if axis_name is None else _psum(1, axis_name)
+    spread, devices = Spread(x), 1 if mapped.norm_axes is None else _psum(1, mapped.norm_axes)
 
     def run(x: Array, params: Params, key_mask: Array | None) -> dict[str, Array]:
-        options: dict[str, Any] = {"method": method, "dtype": dtype, "axis_name": axis_name, "training": True}
+        options: dict[str, Any] = {"method": method, "dtype": dtype, "mapped": mapped, "training": True}
         layers, form = affines_of(params), form_of(spec, params)
         _, found = block_and_statistics(x, layers, params, form, spec, key_mask, **options)
         if unbiased:

@@ -47,6 +47,6 @@ BACKENDS = {
     "numpy": frozenset(CAPABILITIES) - {"hvp", *_FRAMEWORK, *DEVICES, "layouts", "network", "large", "replaced"},
     "tensorflow": frozenset(CAPABILITIES) - {"layouts", "sharded_memory", "traffic"},
     "torch": frozenset(CAPABILITIES),
-    "jax": frozenset(CAPABILITIES) - {"layouts", *DEVICES},
+    "jax": frozenset(CAPABILITIES) - {"layouts"},
 }
 """The capabilities of each backend of this project."""

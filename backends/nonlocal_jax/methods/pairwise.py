@@ -12,7 +12,7 @@ from nonlocal_core.spec.calls import check_scores
 from nonlocal_core.spec.form import Form
 from nonlocal_jax.arrays import narrowed, product, wide_dtype
 
-__all__ = ["count_of", "pairwise", "pairwise_weights", "summands"]
+__all__ = ["pairwise", "pairwise_weights", "summands"]
 
 
 def pairwise(theta: Array, phi: Array, g: Array, form: Form, valid: Array | None) -> Array:
@@ -34,18 +34,14 @@ def summands(theta: Array, phi: Array, form: Form, dtype: Any) -> tuple[Array, A
     return a if form.concat_bias is None else a + jnp.asarray(form.concat_bias, dtype), b
 
 
-def count_of(phi: Array, valid: Array | None, dtype: Any) -> Array:
-    """Return the number of valid keys, at least 1; `valid` is (B or 1, N or 1, M)."""
-    count = phi.shape[1] if valid is None else jnp.sum(valid, axis=-1, keepdims=True)
-    return jnp.maximum(count, 1).astype(dtype)
-
-
 def _weights(theta: Array, phi: Array, form: Form, valid: Array | None) -> tuple[Array, Array]:
     """Return weights (B, N, M) and what they are still to be divided by; `valid` is (B or 1, N or 1, M)."""
     dtype = wide_dtype(theta, phi)
     scores = _scores(theta, phi, form, dtype)
     if not form.softmax:
-        return scores if valid is None else jnp.where(valid, scores, 0), count_of(phi, valid, dtype)
+        count = phi.shape[1] if valid is None else jnp.sum(valid, axis=-1, keepdims=True)
+        scores = scores if valid is None else jnp.where(valid, scores, 0)
+        return scores, jnp.maximum(count, 1).astype(dtype)
     if valid is not None:
         # A row without any key would be NaN: it is computed with every key, all of whose values are 0.
         scores = jnp.where(valid | ~jnp.any(valid, axis=-1, keepdims=True), scores, -jnp.inf)

@@ -34,6 +34,8 @@ def insert_nonlocal(
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
     axis_name: AxisName = None,
+    norm_axis_name: AxisName = None,
+    sharded_axis: int | None = None,
     **options: Unpack[SpecOptions],
 ) -> list[Insertion]:
     """Put new non-local blocks into a network, in place; what it computes stays the same until they are trained.
@@ -54,7 +56,10 @@ def insert_nonlocal(
         method: as in `NonLocalBlock`.
         dtype: the dtype of the computation. None: that of what flows there.
         param_dtype: the dtype of the parameters.
-        axis_name: the mapped axes whose batches batch normalisation takes for one, as in `NonLocalBlock`.
+        axis_name: the mapped axes whose batches batch normalisation takes for one, or that cut the positions, as in
+            `NonLocalBlock`, and so are the following.
+        norm_axis_name: the mapped axes over which batch normalisation takes its statistics. None: `axis_name`.
+        sharded_axis: the spatial axis along which `axis_name` cuts the positions, or None. `example_input` is a whole.
         **options: the options of `nonlocal_core.NonLocalSpec` but `channels`, which is seen.
 
     Returns:
@@ -88,11 +93,19 @@ def insert_nonlocal(
         spec = NonLocalSpec(channels=shape[-1], **options)
         spec.check_input(shape)
         insertions[place] = Insertion(place, f"{place}.{CHILD}", shape, spec)
-    make = partial(NonLocalBlock.from_spec, method=method, dtype=dtype, param_dtype=param_dtype, axis_name=axis_name)
+    make = partial(
+        NonLocalBlock.from_spec,
+        method=method,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        axis_name=axis_name,
+        norm_axis_name=norm_axis_name,
+        sharded_axis=sharded_axis,
+    )
     nnx.eval_shape(lambda: make(insertions[places[0]].spec, rngs=nnx.Rngs(0)))  # checks what is the same for all
 
     def try_at(place: str, host: nnx.Module) -> None:
-        block = make(insertions[place].spec, rngs=nnx.Rngs(0))
+        block = make(insertions[place].spec, rngs=nnx.Rngs(0), sharded_axis=None)  # there is no map here
         block.use_running_average = True
         _put(host, block)
 

@@ -19,11 +19,12 @@ from nonlocal_conformance.capabilities import BACKENDS
 from nonlocal_conformance.driver import Array, Everything, Mask, Network, Params, Session, Spec, dtype_of
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_conformance.networks.jax import JaxNetwork
+from nonlocal_conformance.sharded import jax as cut
 from nonlocal_core.planning import METHODS
 from nonlocal_core.spec.parameters import STATISTICS
 from nonlocal_jax import NonLocalBlock, nonlocal_block, nonlocal_op
 
-__all__ = ["JaxDriver", "quick_options"]
+__all__ = ["JaxDriver"]
 
 T = TypeVar("T")
 Options = tuple[tuple[str, Any], ...]
@@ -42,6 +43,10 @@ class JaxDriver:
     mixed_dtypes = ("bfloat16", "float16")
     capabilities = BACKENDS["jax"]
     unbiased = False
+    sharded = staticmethod(cut.sharded)
+    sharded_hvp = staticmethod(cut.sharded_hvp)
+    traffic = staticmethod(cut.traffic)
+    sharded_memory = staticmethod(cut.sharded_memory)
 
     def __init__(self, device: str = "cpu") -> None:
         """Take the device, which must be there."""
@@ -51,7 +56,7 @@ class JaxDriver:
             message = f"`device` must be one that JAX finds on this machine. Got {device!r}."
             raise ValueError(message) from error
         self.device, self._calls = device, 0
-        self._options = quick_options() if self._device.platform == "cpu" else None
+        self._options = cut.quick_options() if self._device.platform == "cpu" else None
         self._call = self._jit(_call, "graph")
         self._session_vjp = self._jit(_session_vjp, "graph")
         self._vjp = self._jit(_vjp, "spec", "training", "method")
@@ -328,16 +333,6 @@ class _Session:
     def _scope(self, *arrays: Array) -> contextlib.AbstractContextManager[None]:
         """Compute on the device, in 64 bits if the input or a parameter has them."""
         return self._in_scope(*arrays, *self._block.export_params().values())
-
-
-def quick_options() -> dict[str, Any] | None:
-    """Return options with which XLA compiles small programs several times faster, None where it lacks them."""
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    try:
-        jax.jit(lambda a: a, compiler_options=options)(0.0)
-    except jax.errors.JaxRuntimeError:
-        return None
-    return options
 
 
 def _call(state: Any, x: Any, key_mask: Any, *, graph: Any) -> tuple[jax.Array, Any]:

@@ -13,7 +13,7 @@ from flax import nnx
 from jax import export
 
 import nonlocal_core as nlc
-from nonlocal_conformance.drivers.jax import quick_options
+from nonlocal_conformance.sharded.jax import quick_options
 from nonlocal_core.planning import exact_method
 from nonlocal_core.spec.parameters import STATISTICS
 from nonlocal_jax import NonLocalBlock, attention, nonlocal_block, nonlocal_op, updated_statistics

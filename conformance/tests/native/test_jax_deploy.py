@@ -14,7 +14,7 @@ from flax import nnx
 from jax import export
 
 import nonlocal_core as nlc
-from nonlocal_conformance.drivers.jax import quick_options
+from nonlocal_conformance.sharded.jax import quick_options
 from nonlocal_jax import NonLocalBlock, insert_nonlocal, nonlocal_block
 
 FORMS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")

@@ -11,7 +11,7 @@ from jax import export
 
 import nonlocal_core as nlc
 from nonlocal_conformance.assertions import assert_close
-from nonlocal_conformance.drivers.jax import quick_options
+from nonlocal_conformance.sharded.jax import quick_options
 from nonlocal_core.planning import exact_method
 from nonlocal_core.spec.form import Form
 from nonlocal_jax import NonLocalBlock, attention, nonlocal_block, nonlocal_op, updated_statistics
