@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from nonlocal_conformance.capabilities import BACKENDS
+from nonlocal_conformance.capabilities import BACKENDS, DEVICES
 from nonlocal_conformance.driver import Array, Everything, Mask, Network, Params, Session, Spec, dtype_of
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_conformance.networks.jax import JaxNetwork
@@ -57,6 +57,8 @@ class JaxDriver:
             raise ValueError(message) from error
         self.device, self._calls = device, 0
         self._options = cut.quick_options() if self._device.platform == "cpu" else None
+        if self._device.platform != "cpu":  # several devices are virtual ones
+            self.capabilities = self.capabilities - DEVICES
         self._call = self._jit(_call, "graph")
         self._session_vjp = self._jit(_session_vjp, "graph")
         self._vjp = self._jit(_vjp, "spec", "training", "method")

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from nonlocal_conformance.capabilities import BACKENDS
+from nonlocal_conformance.capabilities import BACKENDS, DEVICES
 from nonlocal_conformance.driver import Array, Everything, Mask, Network, Params, Session, Spec
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_conformance.networks.tensorflow import TensorflowNetwork
@@ -33,7 +33,7 @@ __all__ = ["TensorflowDriver"]
 
 T = TypeVar("T")
 
-_DEVICES = {"cpu": "CPU", "cuda": "GPU", "gpu": "GPU"}
+_KINDS = {"cpu": "CPU", "cuda": "GPU", "gpu": "GPU"}
 
 
 class TensorflowDriver:
@@ -52,11 +52,13 @@ class TensorflowDriver:
     def __init__(self, device: str = "cpu") -> None:
         """Take the device, which must be there."""
         kind, _, number = device.partition(":")
-        self._where = f"{_DEVICES.get(kind, kind)}:{number}" if number else f"{_DEVICES.get(kind, kind)}:0"
+        self._where = f"{_KINDS.get(kind, kind)}:{number or 0}"
         if not any(found.name.endswith(f":{self._where}") for found in tf.config.list_logical_devices()):
             message = f"`device` must be one that TensorFlow finds on this machine. Got {device!r}."
             raise ValueError(message)
         self.device = device
+        if kind != "cpu":  # several devices are virtual ones
+            self.capabilities = self.capabilities - DEVICES
 
     def block(
         self,
