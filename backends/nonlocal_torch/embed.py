@@ -39,13 +39,15 @@ def embed(
         flat = flat.contiguous()  # as theta itself it has no gaps between the channels of a position
     mask, valid = (None, None) if key_mask is None else masks_of(key_mask, sets)
     if sets.window is None or subsample_at == "projection":
-        theta, *keys = cut(project(flat, layers), sets)
-        phi, g = pool(keys, sets, mask, valid)
+        theta, *keys = project(flat, layers)
+        phi, g = pool(cut(keys, sets), sets, mask, valid)
     else:
-        (theta,) = cut(project(flat, [layers.theta]), sets)
+        (theta,) = project(flat, [layers.theta])
         (pooled,) = pool(cut([flat], sets), sets, mask, valid)
         phi, g = project(pooled, [layers.phi, layers.g])
-    return theta.flatten(1, -2), phi, g, valid
+    if sets.outer:
+        theta = cut([theta], sets)[0].flatten(1, -2)
+    return theta, phi, g, valid
 
 
 def clean(x: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -80,14 +82,18 @@ def result(
 
 
 def cut(arrays: Sequence[Tensor], sets: Sets) -> list[Tensor]:
-    """Take arrays `(B, N, C)` apart into sets, `(B', *inner, C)`."""
+    """Take arrays `(B, N, C)` apart into sets, `(B', *inner, C)`, or leave them where no one asks for the grid."""
+    if not sets.outer and sets.window is None:
+        return list(arrays)
     axes, outer = sets.cut_axes, len(sets.outer)
     grids = [a.reshape(a.shape[0], *sets.grid, a.shape[-1]) for a in arrays]
-    return [a.permute(axes).flatten(0, outer) for a in grids]
+    return [a.permute(axes).flatten(0, outer) for a in grids] if outer else grids
 
 
 def uncut(a: Tensor, sets: Sets) -> Tensor:
     """Put the queries or the keys of all sets, `(B', N', C)`, back in row-major order, `(B, N, C)`."""
+    if not sets.outer:
+        return a
     inner = sets.inner_sizes if a.shape[1] == sets.queries else sets.key_sizes
     a = a.reshape(-1, *sets.outer_sizes, *inner, a.shape[-1])
     return a.permute(sets.uncut_axes).flatten(1, -2)

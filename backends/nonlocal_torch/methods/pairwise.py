@@ -14,7 +14,8 @@ __all__ = ["concat_summands", "count_keys", "pairwise", "pairwise_weights", "sof
 
 def pairwise(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Tensor | None) -> Tensor:
     """Return y (B, N, D) by the matrix of weights; the operands are in at least float32."""
-    return pairwise_weights(theta, phi, form, None if key_mask is None else key_mask[:, None, :]) @ g
+    weights = pairwise_weights(theta, phi, form, None if key_mask is None else key_mask[:, None, :])
+    return torch.bmm(weights, g)  # which is one operation where `@` is five
 
 
 def pairwise_weights(theta: Tensor, phi: Tensor, form: Form, valid: Tensor | None) -> Tensor:
@@ -25,7 +26,7 @@ def pairwise_weights(theta: Tensor, phi: Tensor, form: Form, valid: Tensor | Non
         a, b = concat_summands(theta, phi, form)
         scores = form.scale * functional.relu(a + b.transpose(1, 2))
     else:
-        scores = (form.scale * theta) @ phi.transpose(1, 2)
+        scores = torch.bmm(theta if form.scale == 1 else form.scale * theta, phi.transpose(1, 2))
     if form.softmax:
         return softmax(scores, valid)
     if valid is None:

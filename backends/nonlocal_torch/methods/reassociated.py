@@ -18,10 +18,10 @@ def reassociated(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Te
 
     The operands are in at least float32.
     """
-    count = count_keys(phi, key_mask)
+    factor = form.scale / count_keys(phi, key_mask)
     sizes = theta.shape[1], phi.shape[1]
     # In an export a comparison would bind the sizes.
     queries, keys = (None, None) if torch.compiler.is_exporting() else known_sizes(sizes)
     if keys_first(queries, keys, phi.shape[2], g.shape[2]):
-        return theta @ (form.scale * (phi.transpose(1, 2) @ g) / count)
-    return (form.scale * (theta @ phi.transpose(1, 2)) / count) @ g
+        return torch.bmm(theta, factor * torch.bmm(phi.transpose(1, 2), g))
+    return torch.bmm(factor * torch.bmm(theta, phi.transpose(1, 2)), g)
