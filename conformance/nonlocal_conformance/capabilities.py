@@ -30,6 +30,7 @@ CAPABILITIES = {
     "sharded": "an input whose positions or samples are cut over 2 or 4 devices",
     "sharded_hvp": "second derivatives of a cut input",
     "sharded_memory": "the memory that one device needs for a cut input",
+    "uneven": "a cut into pieces that are not equally large",
     "traffic": "how much one device receives for a cut input",
     "replaced": "a layer of a block that is another layer of the framework",
     "functions": "a pairwise function of the user's own",
@@ -40,13 +41,13 @@ CAPABILITIES = {
 _FRAMEWORK = ("compiled", "compiled_vjp", "mixed", "mixed_vjp", "mixed_attention")
 """What takes a framework that compiles and has a mixed precision."""
 
-DEVICES = frozenset({"sharded", "sharded_hvp", "sharded_memory", "traffic"})
+DEVICES = frozenset({"sharded", "sharded_hvp", "sharded_memory", "traffic", "uneven"})
 """What takes a framework that runs on several devices."""
 
 BACKENDS = {
     "numpy": frozenset(CAPABILITIES) - {"hvp", *_FRAMEWORK, *DEVICES, "layouts", "network", "large", "replaced"},
     "tensorflow": frozenset(CAPABILITIES) - {"layouts", "sharded_memory", "traffic"},
     "torch": frozenset(CAPABILITIES),
-    "jax": frozenset(CAPABILITIES) - {"layouts"},
+    "jax": frozenset(CAPABILITIES) - {"layouts", "uneven"},
 }
 """The capabilities of each backend of this project."""

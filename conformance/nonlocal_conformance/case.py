@@ -105,6 +105,12 @@ class Case:
         return self.is_differentiable and not special
 
     @property
+    def is_uneven(self) -> bool:
+        """Whether devices cut it into pieces that are not equally large."""
+        axis, devices = self.cut or (0, 1)
+        return bool((self.batch, *self.spatial)[axis] % devices)
+
+    @property
     def trains_norm(self) -> bool:
         """Whether a call moves running statistics."""
         return self.training and self.spec.norm == "batch"

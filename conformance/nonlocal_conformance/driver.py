@@ -368,8 +368,8 @@ class Replaced(Protocol):
 class Sharded(Protocol):
     """The capability "sharded".
 
-    Arrays are whole, as of any other method; the driver cuts them, and brings the pieces together again. It raises
-    `Unsupported` for a cut that its framework has not, such as one into unequal pieces.
+    Arrays are whole, as of any other method; the driver cuts them, and brings the pieces together again. One
+    whose framework has unequal pieces also names the capability "uneven".
     """
 
     def sharded(

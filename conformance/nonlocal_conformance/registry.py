@@ -77,7 +77,7 @@ class Bound:
 
 CHECKS: dict[str, Check] = {}
 
-_WITHOUT_METHOD = ("large", "functions", "errors", "casts")
+_WITHOUT_METHOD = ("large", "functions", "errors", "casts", "uneven")
 """The capabilities that say how the methods of a driver behave."""
 
 
@@ -165,6 +165,8 @@ def _bind(driver: Driver) -> Iterator[Bound]:
     # One case after the other: what a framework compiles for it then serves all its checks.
     for case in getattr(driver, "cases", (*CASES.values(), *CUTS.values())):
         if callable(case.options.get("pairwise")) and "functions" not in driver.capabilities:
+            continue
+        if case.is_uneven and "uneven" not in driver.capabilities:
             continue
         for one in checks:
             if not one.applies(case):

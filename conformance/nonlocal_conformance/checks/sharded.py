@@ -63,7 +63,7 @@ def sharded_second_derivatives(driver: Any, case: Case, dtype: str) -> None:
         assert_close(f"those of {name}", dparams[name], a, dtype=dtype, scale=scale)
 
 
-@check("sharded", "traffic", cases=lambda case: case.rank == 1, first=form, every_dtype=False)
+@check("sharded", "traffic", first=form, every_dtype=False)
 def traffic(driver: Any, case: Case, dtype: str) -> None:
     """No device receives more than the keys of the others, or the sums of their products where those are fewer."""
     calls: tuple[tuple[dict[str, Any], tuple[int, ...]], ...] = (
@@ -85,7 +85,7 @@ def traffic(driver: Any, case: Case, dtype: str) -> None:
             require(received <= allowed, message)
 
 
-@check("sharded", "sharded_memory", cases=lambda case: case.rank == 1, first=form, every_dtype=False)
+@check("sharded", "sharded_memory", first=form, every_dtype=False)
 def sharded_memory(driver: Any, case: Case, dtype: str) -> None:  # noqa: ARG001 - it needs float32
     """What more positions take of a device is its share, and beside that a few times what it receives of them."""
     spec, rng = NonLocalSpec(channels=64, pairwise=case.spec.pairwise), np.random.default_rng(0)

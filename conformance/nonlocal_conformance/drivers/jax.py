@@ -43,10 +43,6 @@ class JaxDriver:
     mixed_dtypes = ("bfloat16", "float16")
     capabilities = BACKENDS["jax"]
     unbiased = False
-    sharded = staticmethod(cut.sharded)
-    sharded_hvp = staticmethod(cut.sharded_hvp)
-    traffic = staticmethod(cut.traffic)
-    sharded_memory = staticmethod(cut.sharded_memory)
 
     def __init__(self, device: str = "cpu") -> None:
         """Take the device, which must be there."""
@@ -256,6 +252,52 @@ class JaxDriver:
             z, (dparams, dx), _ = self._session_vjp(*states, x, dz, key_mask, graph=graph)
             rows = self._rows_of(block, x, None, key_mask)
             return np.array(z), _gradients((dx, _named(dparams))), rows, block.export_params
+
+    def sharded(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        key_mask: Mask = None,
+        *,
+        axis: int,
+        devices: int,
+        training: bool = False,
+        method: str = "auto",
+    ) -> Everything:
+        """Return what the pure function gives inside `jax.shard_map`, in a process with virtual devices."""
+        options: dict[str, Any] = {"axis": axis, "devices": devices, "training": training, "method": method}
+        return cut.process()(cut.sharded, spec, params, x, dz, key_mask, **options)[0]
+
+    def sharded_hvp(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        vx: Array,
+        vparams: Params,
+        key_mask: Mask = None,
+        *,
+        axis: int,
+        devices: int,
+        training: bool = False,
+        method: str = "auto",
+    ) -> tuple[Array, Params]:
+        """Return the gradients of <gradients, v> inside `jax.shard_map`."""
+        options: dict[str, Any] = {"axis": axis, "devices": devices, "training": training, "method": method}
+        return cut.process()(cut.second_derivatives, spec, params, x, dz, vx, vparams, key_mask, **options)[0]
+
+    def traffic(
+        self, spec: Spec, params: Params, x: Array, key_mask: Mask = None, *, axis: int, devices: int
+    ) -> tuple[float, float]:
+        """Return how many numbers a device receives."""
+        return cut.process()(cut.traffic, spec, params, x, key_mask, axis=axis, devices=devices)[0]
+
+    def sharded_memory(self, spec: Spec, params: Params, x: Array, dz: Array, *, axis: int, devices: int) -> int:
+        """Return the bytes that a device needs."""
+        return cut.process()(cut.memory, spec, params, x, dz, axis=axis, devices=devices)[0]
 
     def network(self, layers: Params, shape: tuple[int, ...]) -> Network:  # noqa: ARG002 - the layers take any
         """Return a network of linear layers."""

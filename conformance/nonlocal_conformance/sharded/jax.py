@@ -15,89 +15,25 @@ from jax.sharding import Mesh, PartitionSpec
 
 from nonlocal_conformance.driver import Array, Everything, Mask, Params, Spec
 from nonlocal_conformance.processes import Processes
-from nonlocal_conformance.registry import Unsupported
 from nonlocal_core.spec.parameters import STATISTICS
 from nonlocal_jax import nonlocal_block, updated_statistics
 
 __all__ = [
     "differentiable",
-    "everything",
     "jit",
+    "memory",
     "process",
     "quick_options",
     "received",
+    "second_derivatives",
     "sharded",
-    "sharded_hvp",
-    "sharded_memory",
     "traffic",
 ]
 
+_STARTED: list[Processes] = []
 _DEVICES = 4
 _NAME = "devices"
 _Cut: Any = PartitionSpec  # which has no types
-
-
-def sharded(
-    spec: Spec,
-    params: Params,
-    x: Array,
-    dz: Array,
-    key_mask: Mask = None,
-    *,
-    axis: int,
-    devices: int,
-    training: bool = False,
-    method: str = "auto",
-) -> Everything:
-    """Return z, the running statistics, and the gradients of x and of the parameters, of a cut input; all whole.
-
-    Args:
-        spec: the block.
-        params: its parameters.
-        x: `(B, S1..Sk, C)`.
-        dz: the gradient of z.
-        key_mask: `(B, S1..Sk)`, or None.
-        axis: which axis of `x` the devices cut, 0 for the batch.
-        devices: how many.
-        training: whether batch normalisation takes its statistics from `x`.
-        method: how the operation is computed.
-
-    Raises:
-        ValueError: if the block refuses the cut.
-    """
-    options = {"axis": axis, "devices": devices, "training": training, "method": method}
-    return _do(everything, spec, params, x, dz, key_mask, **options)
-
-
-def sharded_hvp(
-    spec: Spec,
-    params: Params,
-    x: Array,
-    dz: Array,
-    vx: Array,
-    vparams: Params,
-    key_mask: Mask = None,
-    *,
-    axis: int,
-    devices: int,
-    training: bool = False,
-    method: str = "auto",
-) -> tuple[Array, Params]:
-    """Return the gradients of <gradients, v>, reverse over reverse, of a cut input."""
-    options = {"axis": axis, "devices": devices, "training": training, "method": method}
-    return _do(_second, spec, params, x, dz, vx, vparams, key_mask, **options)
-
-
-def traffic(
-    spec: Spec, params: Params, x: Array, key_mask: Mask = None, *, axis: int, devices: int
-) -> tuple[float, float]:
-    """Return how many elements a device receives, forward and backward, without what adds up parameters' gradients."""
-    return _do(_traffic, spec, params, x, key_mask, axis=axis, devices=devices)
-
-
-def sharded_memory(spec: Spec, params: Params, x: Array, dz: Array, *, axis: int, devices: int) -> int:
-    """Return the peak bytes that a device needs, forward and backward, beside its parameters, `x` and `dz`."""
-    return _do(_memory, spec, params, x, dz, axis=axis, devices=devices)
 
 
 @functools.cache
@@ -116,19 +52,12 @@ def jit(function: Callable[..., Any]) -> Any:
     return jax.jit(function, compiler_options=quick_options())
 
 
-@functools.cache
 def process() -> Processes:
-    """Return the process that has the devices."""
-    one = Processes(1, __name__)
-    one(_start)
-    return one
-
-
-def _do(work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Return what a function gives in the process, which is started anew where it had to be ended."""
-    if process().is_closed:
-        process.cache_clear()
-    return process()(work, *arguments, **options)[0]
+    """Return the process that has the devices, the same on every call unless it had to be ended."""
+    if not _STARTED or _STARTED[-1].is_closed:
+        _STARTED.append(Processes(1, __name__))
+        _STARTED[-1](_start)
+    return _STARTED[-1]
 
 
 def _start(_: int) -> None:
@@ -137,8 +66,8 @@ def _start(_: int) -> None:
     settings.update("jax_num_cpu_devices", _DEVICES)
 
 
-def everything(_: int, spec: Spec, params: Params, x: Array, dz: Array, key_mask: Mask, **options: Any) -> Everything:
-    """Do in the process what `sharded` says."""
+def sharded(_: int, spec: Spec, params: Params, x: Array, dz: Array, key_mask: Mask, **options: Any) -> Everything:
+    """Return what a block gives on a cut input; the arguments are those of a driver, here and below."""
     block = _cut(spec, **options)
 
     def work(x: Any, params: Any, dz: Any, key_mask: Any) -> Any:
@@ -150,7 +79,7 @@ def everything(_: int, spec: Spec, params: Params, x: Array, dz: Array, key_mask
     return z, {name: params[name] for name in STATISTICS if name in params} | moved, dx, differentiable(dparams)
 
 
-def _second(
+def second_derivatives(
     _: int,
     spec: Spec,
     params: Params,
@@ -161,6 +90,7 @@ def _second(
     key_mask: Mask,
     **options: Any,
 ) -> tuple[Array, Params]:
+    """Return the gradients of <gradients, v>, reverse over reverse."""
     block = _cut(spec, **options)
 
     def slope(x: Any, params: Any, dz: Any, vx: Any, vparams: Any, key_mask: Any) -> Any:
@@ -173,9 +103,11 @@ def _second(
     return dx, differentiable(dparams)
 
 
-def _traffic(
+def traffic(
     _: int, spec: Spec, params: Params, x: Array, key_mask: Mask, *, axis: int, devices: int
 ) -> tuple[float, float]:
+    """Return how many numbers a device receives in a compiled program, forward and backward."""
+
     def forth(x: Any, params: Any, key_mask: Any) -> Any:
         return block(x, params, key_mask)[0]
 
@@ -192,7 +124,8 @@ def _traffic(
     return forward, total - forward
 
 
-def _memory(_: int, spec: Spec, params: Params, x: Array, dz: Array, *, axis: int, devices: int) -> int:
+def memory(_: int, spec: Spec, params: Params, x: Array, dz: Array, *, axis: int, devices: int) -> int:
+    """Return the bytes that a compiled program takes on each device, its results among them."""
     block = _cut(spec, axis=axis, devices=devices)
 
     def work(x: Any, params: Any, dz: Any) -> Any:
@@ -222,9 +155,6 @@ def _cut(
         return z, moved
 
     def whole(x: Any, params: Any, key_mask: Any) -> Any:
-        if x.shape[axis] % devices:
-            message = f"a map cuts into equal pieces, not {x.shape[axis]} into {devices}"
-            raise Unsupported(message)
         cuts = (_place(axis), _place(0) if own else _Cut(), _place(axis))
         return jax.shard_map(part, mesh=_mesh(devices), in_specs=cuts, out_specs=(_place(axis), _Cut()))(
             x, params, key_mask

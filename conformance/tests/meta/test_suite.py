@@ -95,7 +95,9 @@ def outcomes(results):
 # run_checks
 
 
-@pytest.mark.parametrize("capability", sorted(CAPABILITIES.keys() - {"large", "functions", "errors", "casts"}))
+@pytest.mark.parametrize(
+    "capability", sorted(CAPABILITIES.keys() - {"large", "functions", "errors", "casts", "uneven"})
+)
 def test_a_capability_has_a_protocol(capability):
     assert capability in METHODS
 
@@ -488,7 +490,7 @@ def test_a_driver_that_would_lose_checks_is_refused(driver, error, words):
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_a_driver_declares_capabilities_that_exist_and_has_their_methods(driver):
     assert driver.capabilities <= CAPABILITIES.keys()
-    named = driver.capabilities - {"errors", "functions", "large", "casts"}
+    named = driver.capabilities - {"errors", "functions", "large", "casts", "uneven"}
     assert not {name for name in named if not callable(getattr(driver, name, None))}
 
 
@@ -505,7 +507,7 @@ def test_a_backend_of_this_project_declares_capabilities_that_exist(name):
     assert BACKENDS[name] <= CAPABILITIES.keys()
 
 
-@pytest.mark.parametrize("capability", sorted(CAPABILITIES.keys() - {"functions"}))
+@pytest.mark.parametrize("capability", sorted(CAPABILITIES.keys() - {"functions", "uneven"}))
 def test_a_capability_is_needed_by_a_check(capability):
     assert any(capability in check.needs for check in CHECKS.values())
 

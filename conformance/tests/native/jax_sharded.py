@@ -129,4 +129,4 @@ FAULTS = {
 def faulty(rank, fault, *arguments, **options):
     """Return what `sharded` does, of an adapter with a fault."""
     with FAULTS[fault]():
-        return suite.everything(rank, *arguments, **options)
+        return suite.sharded(rank, *arguments, **options)

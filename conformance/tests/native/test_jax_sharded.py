@@ -11,7 +11,7 @@ import nonlocal_core as nlc
 from nonlocal_conformance.assertions import assert_close, largest
 from nonlocal_conformance.cases import Case
 from nonlocal_conformance.drivers.jax import JaxDriver
-from nonlocal_conformance.sharded.jax import process, sharded, sharded_hvp, sharded_memory, traffic
+from nonlocal_conformance.sharded.jax import process
 from nonlocal_core.planning import exact_method
 from nonlocal_jax import NonLocalBlock, insert_nonlocal, nonlocal_block
 
@@ -71,7 +71,7 @@ def test_a_cut_input_gives_what_the_whole_gives(pairwise, cut):
     masked, exact = index % 2 == FORMS.index(pairwise) // 2, index // 2 % 2 == FORMS.index(pairwise) % 2
     given = case(pairwise, options, spatial, masked=masked)
     method = exact_method(pairwise) if exact else "pairwise"
-    found = sharded(*given, axis=axis, devices=2 if index % 3 == 1 else 4, training=True, method=method)
+    found = JaxDriver().sharded(*given, axis=axis, devices=2 if index % 3 == 1 else 4, training=True, method=method)
     assert_as_whole(found, *given)
 
 
@@ -81,7 +81,7 @@ def test_second_derivatives_are_those_of_the_whole(pairwise):
     rng = np.random.default_rng(0)
     vx, vparams = rng.normal(size=x.shape), {name: rng.normal(size=a.shape) for name, a in params.items()}
     options = {"training": True, "method": exact_method(pairwise)}
-    dx, dparams = sharded_hvp(spec, params, x, dz, vx, vparams, mask, axis=1, devices=4, **options)
+    dx, dparams = JaxDriver().sharded_hvp(spec, params, x, dz, vx, vparams, mask, axis=1, devices=4, **options)
     expected_x, expected = JaxDriver().hvp(spec, params, x, dz, vx, vparams, mask, **options)
     scale = largest(expected_x, *expected.values())
     assert_close("the input's", dx, expected_x, dtype="float64", scale=scale)
@@ -106,18 +106,20 @@ def test_no_more_is_sent_than_the_formulas_say(pairwise, options, elements):
     spec, params, x, _, _ = case(pairwise, {**options, "norm": None}, (N,), batch=1)
     for devices in (2, 4):
         expected = elements * (devices - 1) / devices
-        assert traffic(spec, params, x, axis=1, devices=devices) == (expected, expected)
+        assert JaxDriver().traffic(spec, params, x, axis=1, devices=devices) == (expected, expected)
 
 
 @pytest.mark.parametrize("options", [{"axes": "space"}, {"group_size": 2}])
 def test_a_cut_between_sets_sends_nothing(options):
     spec, params, x, _, mask = case("embedded_gaussian", {"norm": None, **options}, VOLUME, masked=True)
-    assert traffic(spec, params, x, mask, axis=1, devices=4) == (0, 0)
+    assert JaxDriver().traffic(spec, params, x, mask, axis=1, devices=4) == (0, 0)
 
 
 def test_memory_falls_with_the_number_of_devices():
     spec, params, x, dz, _ = case("dot_product", {"norm": None}, (4096,), batch=1)
-    alone, two, four = (sharded_memory(spec, params, x, dz, axis=1, devices=devices) for devices in (1, 2, 4))
+    alone, two, four = (
+        JaxDriver().sharded_memory(spec, params, x, dz, axis=1, devices=devices) for devices in (1, 2, 4)
+    )
     assert two < 1.05 * alone / 2
     assert four < 1.05 * alone / 4
 
