@@ -138,6 +138,8 @@ class Case:
             return 0.0
         r = branch(data.x, data.params, spec, data.key_mask).reshape(data.x.shape)
         values = r.reshape(-1, spec.channels) if data.key_mask is None else r[data.key_mask]
+        if not values.size:
+            return 0.0
         if len(values) > 1 and (values == values[0]).all():
             return np.inf
         if spec.norm != "batch":

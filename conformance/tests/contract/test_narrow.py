@@ -9,7 +9,7 @@ from nonlocal_conformance.registry import bind
 
 FRAMEWORKS = [driver for driver in loader.available()[0] if driver.name != "numpy"]
 # Compiling and large inputs take long; that they agree in float32 is tested where they also run in both dtypes.
-LONG = {"compiled", "memory", "many_positions"}
+LONG = {"compiled", "memory", "many_positions", "sharded_memory"}
 
 
 def narrow(driver):

@@ -12,6 +12,7 @@ from nonlocal_conformance.checks.training import trajectory
 from nonlocal_conformance.checks.values import with_hidden
 from nonlocal_conformance.drivers.torch import TorchDriver
 from nonlocal_conformance.registry import methods_of
+from nonlocal_core.geometry import cut, windows_of
 
 LARGEST = 32
 """The condition of a case: half of the 64 epsilons that are allowed, so that other kernels than these pass too."""
@@ -42,6 +43,20 @@ def is_alive(case):
     params = {name: a for name, a in data.params.items() if not name.startswith("concat.")}
     pairs = np.count_nonzero(nlc.attention(data.x, params, every, key_mask=data.key_mask))
     return 0 < np.count_nonzero(nlc.attention(data.x, data.params, spec, key_mask=data.key_mask)) < pairs
+
+
+def is_varied(case):
+    """Return whether no parameters are equal, a mask hides some of a sample, and ties are in windows as they should."""
+    data, sets = case.data(), case.spec.sets(case.spatial)
+    if len({a.tobytes() for a in data.params.values()}) < len(data.params):
+        return False
+    shown = [] if case.mask != "some" else data.key_mask[: max(case.batch - 1, 1)]
+    if not all(sample.any() and not sample.all() for sample in shown):
+        return False
+    windows = windows_of(np, cut(np, data.x, sets), sets)
+    if not (case.ties and case.is_pooled) or windows.shape[2] == 1:
+        return True
+    return (windows[:, :, 1:] == windows[:, :, :-1]).all(axis=-1).any()
 
 
 def is_smooth(case):

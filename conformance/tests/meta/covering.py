@@ -6,7 +6,7 @@ import itertools
 import random
 import sys
 
-from condition import LARGEST, condition, is_alive, is_smooth, is_stable
+from condition import LARGEST, condition, is_alive, is_smooth, is_stable, is_varied
 
 from nonlocal_conformance.pairs import VALUES, case_of, named
 
@@ -126,7 +126,9 @@ def main():
 
 
 def _is_good(case):
-    return is_alive(case) and condition(case) <= LARGEST / 2 and is_smooth(case) and is_stable(case)
+    if not (is_varied(case) and is_alive(case)):
+        return False
+    return condition(case) <= LARGEST / 2 and is_smooth(case) and is_stable(case)
 
 
 if __name__ == "__main__":

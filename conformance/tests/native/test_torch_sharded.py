@@ -151,9 +151,11 @@ def test_a_fault_is_found(fault, pairwise, options, spatial):
         assert_as_whole(found, *given)
 
 
-@pytest.mark.parametrize(("what", "error"), [(work.hang, TimeoutError), (work.leave, RuntimeError)])
-def test_a_process_that_does_not_answer_is_an_error(what, error):
+@pytest.mark.parametrize(
+    ("what", "error", "timeout"), [(work.hang, TimeoutError, 2.0), (work.leave, RuntimeError, 60.0)]
+)
+def test_a_process_that_does_not_answer_is_an_error(what, error, timeout):
     two = Processes(2, "torch_sharded")
     assert two(abs) == [0, 1]
     with pytest.raises(error, match=r"process . must answer"):
-        two(what, timeout=2.0)
+        two(what, timeout=timeout)
