@@ -83,6 +83,45 @@ def test_the_sorted_method_wakes_no_threads_for_a_triangle_of_32_rows():
     assert not {"tril", "triu"} & names.seen  # which PyTorch runs in parallel whatever their size
 
 
+class Work(TorchDispatchMode):
+    """Notes how many elements each operation gives that is more than a view."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **({} if kwargs is None else kwargs))
+        if not (func.is_view or "view" in func.name() or func.name() == "aten::promote_types"):
+            self.sizes.append(sum(a.numel() for a in tree_leaves(result) if isinstance(a, torch.Tensor)))
+        return result
+
+
+def test_a_concatenation_wakes_the_other_threads_for_few_operations():
+    block, x = NonLocalBlock(128, pairwise="concatenation").eval(), torch.zeros(1, 128, 28, 28)
+    with torch.no_grad(), Work() as work:
+        block(x)
+    assert sum(size >= 2**15 for size in work.sizes) <= 11  # the size from which PyTorch divides an operation
+
+
+@pytest.mark.parametrize(
+    ("pairwise", "options", "most"),
+    [
+        ("embedded_gaussian", {}, 24),
+        ("embedded_gaussian", {"norm": "batch", "subsample": 2}, 32),
+        ("gaussian", {}, 26),
+        ("dot_product", {}, 24),
+        ("concatenation", {}, 49),
+        ("concatenation", {"norm": "batch", "subsample": 2}, 55),
+    ],
+)
+def test_a_small_training_step_has_few_operations(pairwise, options, most):
+    block, x = NonLocalBlock(64, pairwise=pairwise, **options), torch.zeros(1, 64, 14, 14, requires_grad=True)
+    with Work() as work:
+        block(x).backward(torch.zeros_like(x))
+    assert len(work.sizes) <= most
+
+
 class LargestResult(TorchDispatchMode):
     """Keeps the largest number of elements that a step gave, those of the gradient included."""
 
