@@ -21,10 +21,10 @@ from nonlocal_conformance.sharded.tensorflow import (
     block_of,
     differentiated,
     name_of,
-    sharded,
-    sharded_hvp,
+    processes,
     statistics_of,
     twice_differentiated,
+    work,
 )
 from nonlocal_core.planning import METHODS
 from nonlocal_tensorflow import NonLocalBlock, nonlocal_op
@@ -269,8 +269,8 @@ class TensorflowDriver:
         method: str = "auto",
     ) -> Everything:
         """Return what a layer gives in the replicas of a strategy, on virtual devices."""
-        options: dict[str, Any] = {"axis": axis, "devices": devices, "training": training, "method": method}
-        return sharded(spec, params, x, dz, key_mask, **options)
+        cut = x, dz, key_mask
+        return processes(devices)(work, devices, axis, spec, params, cut, None, training, method)[0]
 
     def sharded_hvp(
         self,
@@ -288,8 +288,8 @@ class TensorflowDriver:
         method: str = "auto",
     ) -> tuple[Array, Params]:
         """Return the gradients of <gradients, v> of a cut input."""
-        options: dict[str, Any] = {"axis": axis, "devices": devices, "training": training, "method": method}
-        return sharded_hvp(spec, params, x, dz, vx, vparams, key_mask, **options)
+        cut = x, dz, key_mask, vx
+        return processes(devices)(work, devices, axis, spec, params, cut, vparams, training, method)[0]
 
     def network(self, layers: Params, shape: tuple[int, ...]) -> Network:
         """Return a network of linear layers."""

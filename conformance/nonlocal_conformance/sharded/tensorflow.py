@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from nonlocal_conformance.driver import Array, Everything, Mask, Params, Spec, dtype_of
+from nonlocal_conformance.driver import Array, Params, Spec, dtype_of
 from nonlocal_conformance.processes import Processes
 from nonlocal_core.spec.parameters import STATISTICS
 from nonlocal_tensorflow import NonLocalBlock
@@ -20,8 +20,6 @@ __all__ = [
     "differentiated",
     "name_of",
     "processes",
-    "sharded",
-    "sharded_hvp",
     "statistics_of",
     "strategy_of",
     "summed",
@@ -33,56 +31,6 @@ __all__ = [
 _NAMES = {"kernel": "weight", "gamma": "weight", "beta": "bias"}
 
 _STARTED: dict[int, Processes] = {}
-
-
-def sharded(
-    spec: Spec,
-    params: Params,
-    x: Array,
-    dz: Array,
-    key_mask: Mask = None,
-    *,
-    axis: int,
-    devices: int,
-    training: bool = False,
-    method: str = "auto",
-) -> Everything:
-    """Return z, the running statistics and the gradients of x and of the parameters of a cut input; all whole.
-
-    Args:
-        spec: the block.
-        params: its parameters.
-        x: `(B, S1..Sk, C)`.
-        dz: the gradient of z.
-        key_mask: `(B, S1..Sk)`, or None.
-        axis: which axis of `x` the devices cut, 0 for the batch.
-        devices: how many; if they do not divide its size the last get less.
-        training: whether batch normalisation takes its statistics from `x`.
-        method: how the operation is computed.
-
-    Raises:
-        ValueError: if the block refuses the cut.
-    """
-    return processes(devices)(work, devices, axis, spec, params, (x, dz, key_mask), None, training, method)[0]
-
-
-def sharded_hvp(
-    spec: Spec,
-    params: Params,
-    x: Array,
-    dz: Array,
-    vx: Array,
-    vparams: Params,
-    key_mask: Mask = None,
-    *,
-    axis: int,
-    devices: int,
-    training: bool = False,
-    method: str = "auto",
-) -> tuple[Array, Params]:
-    """Return the gradients of <gradients, v>, reverse over reverse, of a cut input; the arguments are as above."""
-    cut = x, dz, key_mask, vx
-    return processes(devices)(work, devices, axis, spec, params, cut, vparams, training, method)[0]
 
 
 def processes(devices: int) -> Processes:
@@ -112,7 +60,18 @@ def work(
     training: bool,
     method: str,
 ) -> Any:
-    """Do in the process what `sharded` says, or with directions what `sharded_hvp` says."""
+    """Return in the process what a driver's `sharded` returns, or with directions what its `sharded_hvp` does.
+
+    Args:
+        devices: how many replicas cut the arrays; if they do not divide the size the last get less.
+        axis: the axis of `x` that they cut, 0 for the batch.
+        spec: the block.
+        params: its parameters.
+        arrays: x, dz and the mask, and where there are directions that of x.
+        vparams: the directions of the parameters, or None.
+        training: as of a driver.
+        method: as of a driver.
+    """
     strategy = strategy_of(devices)
     cut = [None if a is None else cut_value(strategy, a, axis) for a in arrays]
     options: dict[str, Any] = {"sharded_axis": axis - 1} if axis else {"synchronized": True}

@@ -11,9 +11,11 @@ import tensorflow_sharded as work
 import nonlocal_core as nlc
 from nonlocal_conformance.assertions import assert_close, largest
 from nonlocal_conformance.cases import Case
-from nonlocal_conformance.sharded.tensorflow import block_of, differentiated, processes, sharded
+from nonlocal_conformance.drivers.tensorflow import TensorflowDriver
+from nonlocal_conformance.sharded.tensorflow import block_of, differentiated, processes
 from nonlocal_tensorflow import NonLocalBlock, insert_nonlocal
 
+DRIVER = TensorflowDriver()
 FORMS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 EVEN = (8, 5)
 
@@ -59,23 +61,23 @@ def assert_as_whole(found, spec, params, x, dz, mask):
 def test_a_cut_input_gives_what_the_whole_gives(pairwise, cut, masked):
     options, spatial, axis, devices = CUTS[cut]
     given = case(pairwise, options, spatial, masked=masked)
-    assert_as_whole(sharded(*given, axis=axis, devices=devices, training=True), *given)
+    assert_as_whole(DRIVER.sharded(*given, axis=axis, devices=devices, training=True), *given)
 
 
 @pytest.mark.parametrize("method", ["pairwise", "auto"])
 def test_where_keys_are_few_they_are_sent_rather_than_their_products(method):
     given = case("dot_product", {"subsample": 4}, (16,), masked=method == "auto")
-    assert_as_whole(sharded(*given, axis=1, devices=4, training=True, method=method), *given)
+    assert_as_whole(DRIVER.sharded(*given, axis=1, devices=4, training=True, method=method), *given)
 
 
 def test_statistics_may_be_of_one_value_from_each_device():
     given = case("dot_product", {}, (1,))
-    assert_as_whole(sharded(*given, axis=0, devices=4, training=True), *given)
+    assert_as_whole(DRIVER.sharded(*given, axis=0, devices=4, training=True), *given)
 
 
 def test_without_training_the_running_statistics_serve_and_stay():
     spec, params, x, dz, mask = case("embedded_gaussian", {}, EVEN, masked=True, dtype="float64")
-    z, statistics, *_ = sharded(spec, params, x, dz, mask, axis=1, devices=2)
+    z, statistics, *_ = DRIVER.sharded(spec, params, x, dz, mask, axis=1, devices=2)
     assert_close("z", z, nlc.nonlocal_block(x, params, spec, mask), dtype="float64")
     assert all((statistics[name] == params[name]).all() for name in statistics)
 
