@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,12 @@ from nonlocal_core.arguments import Size, check_choice, dtype_name, known_sizes
 from nonlocal_core.errors import fail_value
 
 __all__ = [
+    "AHEAD",
     "CHUNK",
+    "FUSED",
     "LIMITS",
     "METHODS",
+    "WIDE",
     "Plan",
     "check_method",
     "exact_method",
@@ -130,13 +134,18 @@ def plan(
     limits = LIMITS.get((backend, device), {})
     weights = None if batch is None or queries is None or keys is None else batch * queries * keys
     if method == "auto":
-        small = weights is not None and weights <= limits.get((exact, gradients), 0)
-        method = "pairwise" if exact is None or small else exact
-    if method != "streamed" or _is_fused(backend, device, dtype, inner):
+        limit = limits.get((exact, gradients), 0)
+        if limit and _is_up_to(AHEAD, backend, device, dtype, inner):
+            limit = 0
+        elif limit and device == "gpu" and inner is not None and inner > WIDTH:
+            limit = WIDE
+        method = "pairwise" if exact is None or (weights is not None and weights <= limit) else exact
+    if method != "streamed" or _is_up_to(FUSED, backend, device, dtype, inner):
         return Plan(method)
     if batch is None or keys is None:
         return Plan(method, 128)
-    return Plan(method, max(1, CHUNK[device] // max(1, batch * keys)))
+    rows = CHUNK[device] // max(1, batch * keys)
+    return Plan(method, max(1, rows if queries is None else min(rows, queries // 8)))
 
 
 def plan_call(
@@ -183,7 +192,7 @@ def plan_call(
 
 
 CHUNK = {"cpu": 2**20, "gpu": 2**26}
-"""How many weights a chunk of queries holds at most."""
+"""How many weights a chunk of queries holds at most, if an eighth of the queries has no fewer."""
 
 LIMITS: dict[tuple[str, str], dict[tuple[str | None, bool], int]] = {
     ("torch", "cpu"): {
@@ -203,19 +212,51 @@ LIMITS: dict[tuple[str, str], dict[tuple[str | None, bool], int]] = {
         ("sorted", False): 2**16,
         ("sorted", True): 2**14,
     },
+    ("torch", "gpu"): {("streamed", False): 2**22, ("streamed", True): 2**22},
+    ("tensorflow", "gpu"): {("streamed", False): 2**22, ("streamed", True): 2**22},
+    ("jax", "gpu"): {("streamed", True): 2**22},
 }
 """Up to how many weights the matrix is faster, by backend, method, and whether gradients may be asked for; 0 elsewhere.
 
 `python benchmarks/thresholds.py` measures them and writes benchmarks/results/thresholds.json; differences of 3 % or
 less between the two are taken for noise. The 2**20 of PyTorch is below the one found there (1,568 positions), because
-on another processor (Intel Xeon) the two took the same at 1,024. No GPU has been measured.
+on another processor (Intel Xeon) the two took the same at 1,024.
+
+Those of a GPU were not measured: they are the largest on a CPU.
 """
 
+WIDTH = 256
+"""Up to which width a GPU has fused attention that is fast."""
 
-def _is_fused(backend: str, device: str, dtype: str, inner: Size) -> bool:
-    """Return whether the framework has fused attention for this call, and it is the fastest way."""
-    if backend != "torch":
-        return False
-    if device == "cpu":
-        return dtype != "float16"
-    return dtype in {"float16", "bfloat16"} and inner is not None and inner <= 256  # noqa: PLR2004 - the widest fast kernel
+WIDE = 2**26
+"""Up to how many weights of wider operands a GPU takes the matrix instead of chunks of queries.
+
+On one NVIDIA H200, by an earlier version, the matrix was the faster at 20 and 35 million weights 512 wide, in bfloat16
+and float32, in PyTorch, JAX and TensorFlow. In TensorFlow it also was at 315 million, 256 wide; but that
+matrix has 1.3 GB, and a training step holds three.
+"""
+
+FUSED: dict[tuple[str, str], dict[str, float]] = {
+    ("torch", "cpu"): {"float64": math.inf, "float32": math.inf, "bfloat16": math.inf},
+    ("torch", "gpu"): dict.fromkeys(("float32", "bfloat16", "float16"), WIDTH),
+    ("jax", "gpu"): dict.fromkeys(("bfloat16", "float16"), WIDTH),
+}
+"""Up to which width the framework's fused attention is faster than chunks of queries, by backend and dtype.
+
+On a GPU no kernel for half precision is wider than 256. In float32 the one of PyTorch took 29.9 ms at a width of 256
+where chunks took 33.4, and 4.9 at 512 where they took 4.3 (H200, as above).
+"""
+
+AHEAD: dict[tuple[str, str], dict[str, float]] = {
+    ("torch", "gpu"): {"float32": 128, "bfloat16": WIDTH, "float16": WIDTH},
+    ("jax", "gpu"): {"bfloat16": WIDTH, "float16": WIDTH},
+}
+"""Up to which width it is ahead of the matrix as well, however few weights there are."""
+
+
+def _is_up_to(
+    widths: dict[tuple[str, str], dict[str, float]], backend: str, device: str, dtype: str, inner: Size
+) -> bool:
+    """Return whether operands are no wider than a table has for them; an unknown width is wide."""
+    width = widths.get((backend, device), {}).get(dtype, 0)
+    return (math.inf if inner is None else inner) <= width

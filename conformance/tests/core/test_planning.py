@@ -86,13 +86,54 @@ def test_a_function_is_computed_by_the_matrix():
         ("torch", "cpu", "float64", 64, True),
         ("torch", "gpu", "bfloat16", 256, True),
         ("torch", "gpu", "bfloat16", 512, False),
-        ("torch", "gpu", "float32", 64, False),
+        ("torch", "gpu", "float32", 256, True),
+        ("torch", "gpu", "float32", 257, False),
+        ("torch", "gpu", "float64", 64, False),
+        ("torch", "gpu", "bfloat16", None, False),
+        ("torch", "cpu", "float32", None, True),
+        ("torch", "cpu", "float16", 64, False),
         ("tensorflow", "cpu", "float32", 64, False),
-        ("jax", "gpu", "bfloat16", 64, False),
+        ("tensorflow", "gpu", "bfloat16", 64, False),
+        ("jax", "cpu", "bfloat16", 64, False),
+        ("jax", "gpu", "bfloat16", 256, True),
+        ("jax", "gpu", "bfloat16", 512, False),
+        ("jax", "gpu", "float32", 64, False),
     ],
 )
 def test_attention_is_fused_where_the_framework_is_fast_at_it(backend, device, dtype, inner, fused):
     assert (planned("streamed", backend=backend, device=device, dtype=dtype, inner=inner).rows is None) == fused
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "shape", "expected"),
+    [  # (B, N, C') of the table of measurements on an H200, and what was the fastest there
+        ("torch", "bfloat16", (4, 16384, 64), Plan("streamed")),
+        ("torch", "bfloat16", (8, 6272, 256), Plan("streamed")),
+        ("torch", "bfloat16", (8, 1568, 512), Plan("pairwise")),
+        ("torch", "bfloat16", (2, 4200, 512), Plan("pairwise")),
+        ("torch", "float32", (4, 16384, 64), Plan("streamed")),
+        ("torch", "float32", (8, 6272, 128), Plan("streamed")),
+        ("torch", "float32", (8, 1568, 512), Plan("pairwise")),
+        ("torch", "float32", (2, 4200, 512), Plan("pairwise")),
+        ("jax", "bfloat16", (4, 16384, 64), Plan("streamed")),
+        ("jax", "bfloat16", (8, 6272, 256), Plan("streamed")),
+        ("jax", "bfloat16", (8, 1568, 512), Plan("pairwise")),
+        ("jax", "float32", (8, 1568, 512), Plan("pairwise")),
+        ("tensorflow", "bfloat16", (8, 1568, 512), Plan("pairwise")),
+        ("tensorflow", "float32", (8, 1568, 512), Plan("pairwise")),
+    ],
+)
+def test_on_a_gpu_the_fastest_way_is_taken(backend, dtype, shape, expected):
+    batch, positions, inner = shape
+    sizes = {"batch": batch, "queries": positions, "keys": positions, "inner": inner}
+    assert planned(backend=backend, device="gpu", dtype=dtype, **sizes) == expected
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+@pytest.mark.parametrize("queries", [8, 100, 4096, 2**16])
+def test_a_chunk_of_queries_is_an_eighth_at_most(queries, device):
+    plans = (planned("streamed", device=device, queries=queries, keys=keys) for keys in (1, 1024, 4096))
+    assert all(1 <= one.rows <= queries / 8 for one in plans)
 
 
 @pytest.mark.parametrize("keys", [1, 1024, 2**20, 2**24])
