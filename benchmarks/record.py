@@ -22,30 +22,18 @@ from compact import compact, whole
 from measuring import PRELOAD
 from measuring.case import DEVICES, Case
 from measuring.journal import JOURNAL
+from measuring.machine import ROOT, git, gpu_name, slug
 from measuring.subject import LIMIT
 from plans import Plan
 
 __all__ = ["CONFIG", "HERE", "ROOT", "WORK", "asv", "case_of", "commit", "git", "measured", "this_machine"]
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent
 CONFIG = HERE / "asv.conf.json"
 WORK = ROOT / ".venv" / "asv"
 """What is not kept."""
 
 _KINDS = ("time_", "timeraw_", "track_")
-
-
-def git(*arguments: str) -> str:
-    """Return what git prints.
-
-    Raises:
-        RuntimeError: if it fails.
-    """
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(done.stderr.strip())
-    return done.stdout
 
 
 def commit(name: str) -> str:
@@ -72,9 +60,7 @@ def this_machine() -> str:
     found = Machine.get_defaults()
     name = f"{found['arch']}-{found['num_cpu']}cpu"
     if DEVICES == ("cuda",):
-        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        names = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
-        name = re.sub(r"\W+", "-", names[0].strip()).lower()
+        name = slug(gpu_name())
     MachineCollection.save(name, {**found, "machine": name, "os": platform.system()})
     return name
 

@@ -11,7 +11,6 @@ from measuring.arrays import input_of, params_of, positions_of
 from measuring.case import BACKENDS, DEVICES, DTYPES, FORMS, GEOMETRIES, METHODS, Case
 from measuring.subject import median_seconds, subject
 from nonlocal_core import NonLocalSpec, attention, cost
-from nonlocal_core.planning import exact_method
 
 __all__ = ["Quality"]
 
@@ -46,7 +45,7 @@ class Quality:
         """The time of a training step over that in which a product of matrices does as many operations."""
         case = dataclasses.replace(self.case(*params), training=True)
         one = subject("quality.Quality", params, case, "training")
-        flops = cost(case.spec, case.shape, case.dtype, training=True).methods[_method(case)].flops
+        flops = cost(case.spec, case.shape, case.dtype, training=True).methods[case.counted].flops
         size = _SIZES[case.device]
         product = one.library.product(case, size)
         product()
@@ -54,11 +53,6 @@ class Quality:
 
     track_error.unit = "eps"  # type: ignore[attr-defined]
     track_cost.unit = "times"  # type: ignore[attr-defined]
-
-
-def _method(case: Case) -> str:
-    """Return the method whose operations are counted: "auto" is taken to do without the matrix."""
-    return exact_method(case.pairwise) or "pairwise" if case.asked == "auto" else case.asked
 
 
 def _reference(case: Case, spec: NonLocalSpec, positions: list[int]) -> Array:
