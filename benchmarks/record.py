@@ -61,7 +61,9 @@ def this_machine() -> str:
     name = f"{found['arch']}-{found['num_cpu']}cpu"
     if DEVICES == ("cuda",):
         name = slug(gpu_name())
-    MachineCollection.save(name, {**found, "machine": name, "os": platform.system()})
+    # Of what a virtual machine has, some bytes differ each time, and asv would take it for another machine.
+    ram = str(round(int(found["ram"]) / 2**30) * 2**30)
+    MachineCollection.save(name, {**found, "machine": name, "os": platform.system(), "ram": ram})
     return name
 
 
