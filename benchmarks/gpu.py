@@ -30,7 +30,7 @@ from typing import Any
 from gpu_table import table_of
 from measuring import journal
 from measuring.case import PEERS, Case
-from measuring.machine import ROOT, git, slug, version_of
+from measuring.machine import QUIET, ROOT, frameworks_of, git, slug, version_of
 from measuring.subject import Subject
 from nonlocal_core import cost
 from nonlocal_core.files.atomic_write import replace_file
@@ -69,16 +69,6 @@ SHARES = {
     "megapixel": 0.08,
 }
 """The parts in their order, and how the time is shared among them; what one leaves is for those after it."""
-
-PROBES = {
-    "torch": "import torch; name = torch.cuda.get_device_name() if '{0}' == 'cuda' else 'cpu'",
-    "jax": "import jax; name = jax.devices('{0}')[0].device_kind",
-    "tensorflow": (
-        "import tensorflow as tf; device = tf.config.list_physical_devices('{1}')[0]; "
-        "name = tf.config.experimental.get_device_details(device).get('device_name', '{0}')"
-    ),
-}
-"""What finds the name of the device, by framework."""
 
 NONLOCAL = [sys.executable, "-c", "import sys; from nonlocal_core.commands.program import main; sys.exit(main())"]
 """The program, whether or not its script is on the path."""
@@ -238,13 +228,11 @@ class Run:
         """Begin a process, in a group of its own, and keep what it says and writes in the journal."""
         environment = {
             **os.environ,
+            **QUIET,
             journal.JOURNAL: str(self.folder / f"{name}.journal"),
             "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "xla"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-            "TF_FORCE_GPU_ALLOW_GROWTH": "true",
-            "TF_CPP_MIN_LOG_LEVEL": "3",
         }
         with (self.folder / f"{name}.log").open("wb") as log:
             return subprocess.Popen(
@@ -369,28 +357,6 @@ def paint(run: Run, results: Results, deadline: float) -> None:
         _, seconds, psnr, difference, held = (cell.strip() for cell in row[1].split("│")[1:6])
         memory = {} if held == "-" else {"bytes": 2**20 * float(held.split()[0].replace(",", ""))}
         results.add(what, seconds=float(seconds), psnr=psnr, difference=difference, **memory)
-
-
-def frameworks_of(device: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the name of the device by each framework that sees it, and why the others do not."""
-    other = "GPU" if device == "cuda" else "CPU"
-    started = {
-        name: subprocess.Popen(
-            [sys.executable, "-c", f"{code.format(device, other)}\nprint(name)"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name, code in PROBES.items()
-    }
-    seen, missing = {}, {}
-    for name, process in started.items():
-        out, err = process.communicate()
-        if process.returncode == 0:
-            seen[name] = out.splitlines()[-1]
-        else:
-            missing[name] = (err.strip().splitlines() or ["it said nothing"])[-1]
-    return seen, missing
 
 
 def commit() -> str:

@@ -22,7 +22,7 @@ from compact import compact, whole
 from measuring import PRELOAD
 from measuring.case import DEVICES, Case
 from measuring.journal import JOURNAL
-from measuring.machine import ROOT, git, gpu_name, slug
+from measuring.machine import QUIET, ROOT, git, gpu_name, slug
 from measuring.subject import LIMIT
 from plans import Plan
 
@@ -60,7 +60,7 @@ def this_machine() -> str:
     found = Machine.get_defaults()
     name = f"{found['arch']}-{found['num_cpu']}cpu"
     if DEVICES == ("cuda",):
-        name = slug(gpu_name())
+        name = f"{slug(gpu_name())}-gpu"
     # Of what a virtual machine has, some bytes differ each time, and asv would take it for another machine.
     ram = str(round(int(found["ram"]) / 2**30) * 2**30)
     MachineCollection.save(name, {**found, "machine": name, "os": platform.system(), "ram": ram})
@@ -154,7 +154,7 @@ def _run(config: Path, command: Sequence[str], limit: int, modules: list[str]) -
     """Run asv, which imports modules beforehand, and yield what its benchmarks write in the journal, when they do."""
     journal, log = WORK / "journal", WORK / "log"
     journal.write_text("", encoding="utf-8")
-    environment = {**os.environ, JOURNAL: str(journal), LIMIT: str(limit), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment = {**os.environ, JOURNAL: str(journal), LIMIT: str(limit), **QUIET}
     environment[PRELOAD] = " ".join(modules)
     arguments = [sys.executable, "-m", "asv", "--config", str(config), *command]
     with (

@@ -8,12 +8,13 @@ import re
 import shutil
 import sys
 import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from compact import narrowed
-from measuring.case import PEERS
+from measuring.case import DEVICES, OURS, PEERS
+from measuring.machine import frameworks_of
 from page import make_local
 from plans import PLANS, Plan
 from record import CONFIG, HERE, ROOT, WORK, asv, case_of, commit, git, measured, this_machine
@@ -65,7 +66,7 @@ def chosen(plan: Plan, names: Sequence[str]) -> Plan:
     """Return what can be measured here, of the classes that are named or else of all.
 
     Raises:
-        RuntimeError: if there is no such class.
+        RuntimeError: if there is no such class, or no framework sees the GPU that is there.
     """
     known = {name.partition(".")[2]: name for name in plan}
     unknown = [name for name in names if name not in known]
@@ -73,13 +74,20 @@ def chosen(plan: Plan, names: Sequence[str]) -> Plan:
         message = f"`names` must be some of {', '.join(known)}. Got {unknown[0]!r}."
         raise RuntimeError(message)
     kept = [known[name] for name in names] if names else list(plan)
-    return {name: [params for params in plan[name] if is_possible(name, params)] for name in kept}
+    seen: Collection[str] = set(OURS.values())
+    if DEVICES == ("cuda",):
+        seen, missing = frameworks_of("cuda")
+        sys.stdout.write("".join(f"left out: {name}: {reason}\n" for name, reason in missing.items()))
+        if not seen:
+            message = "PyTorch, JAX or TensorFlow must see the GPU; NONLOCAL_BENCH_DEVICE=cpu does without. Got none."
+            raise RuntimeError(message)
+    return {name: [params for params in plan[name] if is_possible(name, params, seen)] for name in kept}
 
 
-def is_possible(name: str, params: tuple[object, ...]) -> bool:
-    """Return whether there is something to measure."""
+def is_possible(name: str, params: tuple[object, ...], frameworks: Collection[str]) -> bool:
+    """Return whether there is something to measure by these frameworks."""
     case = case_of(name, params)
-    return case is None or case.impossible is None
+    return case is None or (case.impossible is None and case.library in frameworks)
 
 
 def compare(names: Sequence[str]) -> int:

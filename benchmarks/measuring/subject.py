@@ -70,7 +70,8 @@ class Subject:
             if self.case.mode == "graph":  # it takes its memory when it is recorded
                 return int(self.library.peak(self.case, lambda: [self.run() for _ in range(3)]))
             self.run()
-            return int(self.library.peak(self.case, self.call))
+            held: int | None = self.library.peak(self.case, self.call)
+            return held
         self._make(self.case.tiny())()
         _ = self.call
         return peak_resident(self.run)[1]
@@ -78,8 +79,12 @@ class Subject:
     def seconds(self, budget: float = 2.0) -> float:
         """Return the median time of a call, after a first one that does not count."""
         self.run()
+        return self.median(self.call, budget)
+
+    def median(self, call: Callable[[], Any], budget: float) -> float:
+        """Return the median time of a call that the library made, by the clock of a GPU if the library knows one."""
         clock = getattr(self.library, "seconds", _wall) if self.case.device == "cuda" else _wall
-        return median_seconds(self.call, budget, clock)
+        return median_seconds(call, budget, clock)
 
     def _make(self, case: Case) -> Callable[[], Any]:
         call: Callable[[], Any] = getattr(self.library, self.step)(case)

@@ -9,7 +9,7 @@ import numpy as np
 
 from measuring.arrays import input_of, params_of, positions_of
 from measuring.case import BACKENDS, DEVICES, DTYPES, FORMS, GEOMETRIES, METHODS, Case
-from measuring.subject import median_seconds, subject
+from measuring.subject import subject
 from nonlocal_core import NonLocalSpec, attention, cost
 
 __all__ = ["Quality"]
@@ -49,7 +49,7 @@ class Quality:
         size = _SIZES[case.device]
         product = one.library.product(case, size)
         product()
-        return one.seconds() / (flops / (2 * size**3) * median_seconds(product, 1.0))
+        return one.seconds() / (flops / (2 * size**3) * one.median(product, 1.0))
 
     track_error.unit = "eps"  # type: ignore[attr-defined]
     track_cost.unit = "times"  # type: ignore[attr-defined]

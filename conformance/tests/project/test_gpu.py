@@ -15,7 +15,9 @@ sys.path.append(str(ROOT / "benchmarks"))  # a folder of programs, no package
 
 import by_width  # noqa: E402
 import gpu  # noqa: E402
+import run as program  # noqa: E402
 from gpu_table import table_of  # noqa: E402
+from measuring import machine  # noqa: E402
 from measuring.arrays import input_of, params_of  # noqa: E402
 from measuring.case import Case  # noqa: E402
 from measuring.subject import Subject  # noqa: E402
@@ -79,8 +81,11 @@ def test_what_a_part_does_not_reach_is_said_and_replaces_nothing(tmp_path):
     assert gpu.Results(tmp_path / "results.json", {"device": "other"}).found == {}
 
 
+BLIND = {"torch": "raise RuntimeError('no GPU')"}
+
+
 def test_without_a_gpu_nothing_is_measured(monkeypatch, capsys):
-    monkeypatch.setattr(gpu, "PROBES", {"torch": "raise RuntimeError('no GPU')"})
+    monkeypatch.setattr(machine, "PROBES", BLIND)
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
     assert gpu.main() == 2
     assert capsys.readouterr().err == (
@@ -90,7 +95,45 @@ def test_without_a_gpu_nothing_is_measured(monkeypatch, capsys):
 
 @pytest.mark.parametrize("framework", ["torch", "jax", "tensorflow"])
 def test_what_looks_for_a_device_is_python(framework):
-    compile(gpu.PROBES[framework].format("cuda", "GPU"), framework, "exec")
+    compile(machine.PROBES[framework].format("cuda", "GPU"), framework, "exec")
+
+
+def test_the_suite_of_asv_measures_on_a_gpu_what_sees_one(monkeypatch, capsys):
+    monkeypatch.setattr(program, "DEVICES", ("cuda",))
+    cases = [(backend, "cuda", "dot_product", "forward", 1024) for backend in ("torch", "torch_matrix", "jax")]
+    plan = {"scaling.Scaling": cases, "imports.Import": [("nonlocal_jax",)]}
+    monkeypatch.setattr(machine, "PROBES", {"torch": "name = 'a chip'", "jax": BLIND["torch"]})
+    assert program.chosen(plan, []) == {**plan, "scaling.Scaling": cases[:2]}
+    assert capsys.readouterr().out == "left out: jax: RuntimeError: no GPU\n"
+    monkeypatch.setattr(machine, "PROBES", BLIND)
+    with pytest.raises(RuntimeError, match=r"must see the GPU; .* Got none\."):
+        program.chosen(plan, [])
+
+
+def test_a_gpu_is_timed_between_two_of_its_events(monkeypatch):
+    one = Subject("", (), Case("torch", "cpu", "dot_product", "auto", 4, (3, 4)), "forward")
+    said = []
+    times = iter((2.0, 100.0, 3.0))
+
+    class Event:
+        def __init__(self, *, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            said.append("event")
+
+        def synchronize(self):
+            said.append("wait")
+
+        def elapsed_time(self, _):
+            return next(times)
+
+    monkeypatch.setattr(one.library.torch.cuda, "Event", Event)
+    monkeypatch.setattr(one.library, "_wait", lambda _: said.append("wait"))
+    one.call = one.library.partial(one.call.func, one.case, lambda: said.append("call"))
+    one.case = by_width.dataclasses.replace(one.case, device="cuda")
+    assert one.seconds(0.104) == 0.003
+    assert said == ["call", "wait", *["event", "call", "event", "wait"] * 3]
 
 
 def test_what_became_of_each_check_is_read_from_what_the_suite_says():
