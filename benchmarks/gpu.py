@@ -29,7 +29,7 @@ from typing import Any
 
 from gpu_table import table_of
 from measuring import journal
-from measuring.case import PEERS, Case
+from measuring.case import OURS, PEERS, Case
 from measuring.machine import QUIET, ROOT, frameworks_of, git, slug, version_of
 from measuring.subject import Subject
 from nonlocal_core import cost
@@ -78,6 +78,9 @@ STUCK = 90
 
 STARTS = 4
 """How often the process of a part is begun: a crash costs one measurement, and three of them a part."""
+
+SMALL = 2**26
+"""How many weights a matrix has at most that is made while the suite runs."""
 
 LATE = "not reached in its time"
 
@@ -146,10 +149,15 @@ def work(cells: Sequence[Cell], first: int, *, quick: bool) -> None:
 
 
 def warm(cells: Sequence[Cell]) -> None:
-    """Compile what is measured later, by another process that finds it in a folder."""
+    """Compile what is measured later, by another process that finds it in a folder.
+
+    PyTorch compiles what it runs; what takes much memory there could take it from the suite, which runs meanwhile.
+    """
     for cell in cells:
         try:
-            subject_of(cell).run()
+            call = subject_of(cell).call
+            if cell.case.backend in OURS or cell.case.batch * cell.case.positions**2 <= SMALL:
+                call()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is found when that is measured
             sys.stderr.write(f"{cell.what}: {reason_of(error)}\n")
 
@@ -226,14 +234,11 @@ class Run:
 
     def start(self, command: Sequence[str], name: str) -> subprocess.Popen[bytes]:
         """Begin a process, in a group of its own, and keep what it says and writes in the journal."""
-        environment = {
-            **os.environ,
-            **QUIET,
-            journal.JOURNAL: str(self.folder / f"{name}.journal"),
-            "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
-            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "xla"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
+        environment = {**os.environ, **QUIET, journal.JOURNAL: str(self.folder / f"{name}.journal")}
+        if name.partition(".")[0] in BLOCKS:
+            environment["TORCHINDUCTOR_CACHE_DIR"] = str(self.folder / "inductor")
+            environment["JAX_COMPILATION_CACHE_DIR"] = str(self.folder / "xla")
+            environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         with (self.folder / f"{name}.log").open("wb") as log:
             return subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

@@ -32,12 +32,12 @@ def table_of(results: Iterable[Result]) -> str:
 
 
 def _rows(results: Sequence[Result]) -> Iterator[tuple[str, ...]]:
-    peaks: dict[str, float] = defaultdict(float)
+    peaks: dict[tuple[str, str], float] = {}
     others: dict[tuple[str, ...], list[Result]] = defaultdict(list)
     for one in results:
         what = one["what"]
         if what.get("step") == "product" and "seconds" in one:
-            peaks[what["dtype"]] = max(peaks[what["dtype"]], one["flops"] / one["seconds"])
+            peaks[what["part"], what["dtype"]] = one["flops"] / one["seconds"]
         elif "mode" in what and what["by"] not in OURS:
             others[_group(what)].append(one)
     for one in results:
@@ -53,7 +53,7 @@ def _rows(results: Sequence[Result]) -> Iterator[tuple[str, ...]]:
             details = ", ".join([_seconds(one), *(one[name] for name in ("psnr", "difference") if name in one)])
             yield *head, details, "", "", _bytes(one)
         elif what["by"] in OURS:
-            yield *head, *_block(one, others[_group(what)], peaks[what["dtype"]])
+            yield *head, *_block(one, others[_group(what)], peaks.get((what["part"], what["dtype"]), 0.0))
 
 
 def _group(what: Mapping[str, str]) -> tuple[str, ...]:

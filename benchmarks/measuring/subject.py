@@ -68,13 +68,17 @@ class Subject:
         """
         if self.case.device != "cpu":
             if self.case.mode == "graph":  # it takes its memory when it is recorded
-                return int(self.library.peak(self.case, lambda: [self.run() for _ in range(3)]))
+                return int(self.library.peak(self.case, self._recorded))
             self.run()
             held: int | None = self.library.peak(self.case, self.call)
             return held
         self._make(self.case.tiny())()
         _ = self.call
         return peak_resident(self.run)[1]
+
+    def _recorded(self) -> None:
+        for _ in range(3):
+            self.run()
 
     def seconds(self, budget: float = 2.0) -> float:
         """Return the median time of a call, after a first one that does not count."""
