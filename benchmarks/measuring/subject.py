@@ -81,14 +81,10 @@ class Subject:
             self.run()
 
     def seconds(self, budget: float = 2.0) -> float:
-        """Return the median time of a call, after a first one that does not count."""
+        """Return the median time of a call, by the clock of a GPU if it has one, after a first that does not count."""
         self.run()
-        return self.median(self.call, budget)
-
-    def median(self, call: Callable[[], Any], budget: float) -> float:
-        """Return the median time of a call that the library made, by the clock of a GPU if the library knows one."""
         clock = getattr(self.library, "seconds", _wall) if self.case.device == "cuda" else _wall
-        return median_seconds(call, budget, clock)
+        return median_seconds(self.call, budget, clock)
 
     def _make(self, case: Case) -> Callable[[], Any]:
         call: Callable[[], Any] = getattr(self.library, self.step)(case)
