@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import itertools
 import json
 import os
@@ -146,6 +147,7 @@ def work(cells: Sequence[Cell], first: int, *, quick: bool) -> None:
         except Exception as error:  # noqa: BLE001 - whatever it is, the others are measured
             found = {"note": f"failed: {reason_of(error)}"}
         journal.write({"cell": index, "found": found})
+        gc.collect()  # a compiled block is part of a cycle, and its graph holds memory
 
 
 def warm(cells: Sequence[Cell]) -> None:
