@@ -33,6 +33,10 @@ _KEPT = 100
 """How many calls keep what they compiled: each maps memory, and Linux allows a process 65,530 maps."""
 
 
+_AMPERE = 8.0
+"""From which compute capability on a GPU of NVIDIA multiplies in TF32."""
+
+
 class JaxDriver:
     """`nonlocal_jax` on one device, every call compiled: op by op, hundreds of cases would take far longer."""
 
@@ -40,7 +44,7 @@ class JaxDriver:
     version = jax.__version__
     dtypes = ("float64", "float32")
     methods = METHODS
-    mixed_dtypes = ("bfloat16", "float16")
+    mixed_dtypes: tuple[str, ...] = ("bfloat16", "float16")
     capabilities = BACKENDS["jax"]
     unbiased = False
 
@@ -55,6 +59,8 @@ class JaxDriver:
         self._options = cut.quick_options() if self._device.platform == "cpu" else None
         if self._device.platform != "cpu":  # several devices are virtual ones
             self.capabilities = self.capabilities - DEVICES
+            if float(getattr(self._device, "compute_capability", None) or 0) >= _AMPERE:
+                self.mixed_dtypes = (*self.mixed_dtypes, "tensorfloat32")
         self._call = self._jit(_call, "graph")
         self._session_vjp = self._jit(_session_vjp, "graph")
         self._vjp = self._jit(_vjp, "spec", "training", "method")
@@ -150,7 +156,8 @@ class JaxDriver:
 
     def mixed_attention(self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None) -> Array:
         """Return rows of the weights of a block with another compute dtype."""
-        return self._rows(spec, params, x, None, key_mask, dtype=jnp.dtype(dtype))
+        with _mixed(dtype) as options:
+            return self._rows(spec, params, x, None, key_mask, **options)
 
     def _rows(self, spec: Spec, params: Params, x: Array, positions: Any, key_mask: Mask, **options: Any) -> Array:
         with self._scope(x, key_mask, *params.values()):
@@ -226,17 +233,18 @@ class JaxDriver:
         method: str = "auto",
     ) -> Everything:
         """Return the output and the gradients of a block with another compute dtype."""
-        with self._scope(*params.values()):
-            block = _block(spec, params, method=method, dtype=jnp.dtype(dtype))
-        session = _Session(block, self._scope, self._run, self._session_vjp)
-        return session.gradients(x, dz, key_mask, training=training)
+        with _mixed(dtype) as options:
+            with self._scope(*params.values()):
+                block = _block(spec, params, method=method, **options)
+            session = _Session(block, self._scope, self._run, self._session_vjp)
+            return session.gradients(x, dz, key_mask, training=training)
 
     def mixed(
         self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None, *, method: str = "auto"
     ) -> Array:
         """Return the output of a block with another compute dtype."""
-        with self._scope(x, key_mask):
-            return self._run(_block(spec, params, method=method, dtype=jnp.dtype(dtype)), x, key_mask)
+        with _mixed(dtype) as options, self._scope(x, key_mask):
+            return self._run(_block(spec, params, method=method, **options), x, key_mask)
 
     def replaced(
         self, spec: Spec, params: Params, x: Array, dz: Array, layer: str, key_mask: Mask = None
@@ -457,6 +465,16 @@ def _block(spec: Spec, params: Params, *, training: bool = False, **options: Any
 def _new_block(spec: Spec, param_dtype: Any, options: Options) -> NonLocalBlock:
     """Return a block to copy: JAX compiles what draws its parameters, op by op."""
     return NonLocalBlock.from_spec(spec, rngs=nnx.Rngs(0), param_dtype=param_dtype, **dict(options))
+
+
+@contextlib.contextmanager
+def _mixed(dtype: str) -> Iterator[dict[str, Any]]:
+    """Let products have operands in `dtype`, by the options of a block that are given."""
+    if dtype != "tensorfloat32":
+        yield {"dtype": jnp.dtype(dtype)}
+        return
+    with jax.default_matmul_precision(dtype):
+        yield {}
 
 
 def _divided(arguments: dict[str, Any]) -> tuple[dict[str, Any], Options]:
