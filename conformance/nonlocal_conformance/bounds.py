@@ -1,4 +1,4 @@
-"""A bound on the error that half-precision operands make, to first order, one for each value of the output."""
+"""A bound on the error that operands of few digits make, to first order, one for each value of the output."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from nonlocal_core.spec.form import form_of
 
 __all__ = ["UNITS", "attention_bound", "output_bound"]
 
-UNITS = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
+UNITS = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "tensorfloat32": 2.0**-11}
 """Half of the distance from 1 to the next number: what one rounding changes at most, relatively."""
 
 HIGHER_ORDERS = 1.25
 """What the orders above the first may add."""
 
-SMALLEST = {"bfloat16": 2.0**-133, "float16": 2.0**-24}
+SMALLEST = {"bfloat16": 2.0**-133, "float16": 2.0**-24, "tensorfloat32": 2.0**-136}
 """The smallest positive number: what a rounding near zero changes at most, absolutely."""
 
 
@@ -26,13 +26,13 @@ def output_bound(case: Case, data: Data, dtype: str) -> Array:
     """Return how far z may be from the reference if operands are rounded to `dtype`.
 
     Every operand of a product (the input, the weights of the layers, theta, phi, g, y and the result of a layer)
-    is rounded once where it is stored; scores, weights and sums are float32, whose rounding is far smaller.
-    Weights may be rounded once more before they meet g, as fused kernels do.
+    is rounded once, where it is stored or multiplied; scores, weights and sums are float32, whose rounding is far
+    smaller. Weights may be rounded once more before they meet g, as fused kernels do.
 
     Args:
         case: an evaluation case with a named form.
         data: its arrays in float64.
-        dtype: "bfloat16" or "float16".
+        dtype: one of `UNITS`.
 
     Returns:
         An array in the shape of z.

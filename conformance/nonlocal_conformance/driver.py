@@ -73,7 +73,8 @@ class Driver(Protocol):
     The constructor raises `ImportError` where the framework is missing and `ValueError` for a device that is not there.
     A driver whose implementation can express few of the suite's cases has an attribute `cases` with a tuple of its own;
     every check then chooses among those. One with `is_reference = True` is the reference itself, on which the checks
-    that would compare it with itself do not run.
+    that would compare it with itself do not run. An attribute `notes` says what else a reader of the report has to know
+    of how it runs.
     """
 
     name: str
@@ -297,7 +298,9 @@ class Mixed(Protocol):
 
     mixed_dtypes: Sequence[str]
     """`("bfloat16", "float16")`, or one of them. With the capability "casts" inputs have these dtypes too, and z and
-    the gradient of x that of x; arrays in bfloat16 are those of the package `ml_dtypes`."""
+    the gradient of x that of x; arrays in bfloat16 are those of the package `ml_dtypes`. On a device that has it also
+    "tensorfloat32": operands are float32, of which products take 11 significant bits. What `dtypes` are tested for is
+    then to be full float32."""
 
     def mixed(
         self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None, *, method: str = "auto"

@@ -25,8 +25,10 @@ def pytest_collection_finish():
 
 
 def _skipped(config):
+    """Return what was skipped for another reason than that no GPU is there."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    return reporter.stats.get("skipped", []) if reporter else []
+    reports = reporter.stats.get("skipped", []) if reporter else []
+    return [report for report in reports if "Skipped: needs a GPU" not in str(report.longrepr)]
 
 
 def pytest_sessionfinish(session):

@@ -7,17 +7,27 @@ import tensorflow as tf
 from nonlocal_core.spec.calls import check_scores
 from nonlocal_core.spec.form import Form
 from nonlocal_tensorflow.arrays import wide
+from nonlocal_tensorflow.methods import products
 
 __all__ = ["key_count", "pairwise_sums", "pairwise_weights", "summands"]
 
 
-def pairwise_sums(theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, form: Form, key_mask: tf.Tensor | None) -> tf.Tensor:
+def pairwise_sums(
+    theta: tf.Tensor,
+    phi: tf.Tensor,
+    g: tf.Tensor,
+    form: Form,
+    key_mask: tf.Tensor | None,
+    narrow: tf.DType | None = None,
+) -> tf.Tensor:
     """Return y (B, N, D) by way of the N x M matrix; invalid values are 0."""
     valid = None if key_mask is None else tf.expand_dims(key_mask, 1)
-    return pairwise_weights(theta, phi, form, valid) @ g
+    return products.sums(pairwise_weights(theta, phi, form, valid, narrow), g, narrow)
 
 
-def pairwise_weights(theta: tf.Tensor, phi: tf.Tensor, form: Form, valid: tf.Tensor | None) -> tf.Tensor:
+def pairwise_weights(
+    theta: tf.Tensor, phi: tf.Tensor, form: Form, valid: tf.Tensor | None, narrow: tf.DType | None = None
+) -> tf.Tensor:
     """Return the weights w_ij (B, N, M), at least in float32; `valid` is (B or 1, N or 1, M)."""
     dtype = wide(theta.dtype)
     theta, phi = tf.cast(theta, dtype), tf.cast(phi, dtype)
@@ -27,7 +37,7 @@ def pairwise_weights(theta: tf.Tensor, phi: tf.Tensor, form: Form, valid: tf.Ten
         a, b = summands(theta, phi, form)
         scores = form.scale * tf.nn.relu(tf.expand_dims(a, 2) + tf.expand_dims(b, 1))
     else:
-        scores = tf.matmul(form.scale * theta, phi, transpose_b=True)
+        scores = products.scores(form.scale * theta, phi, narrow)
     if form.softmax:
         return _softmax(scores, valid)
     scores = scores if valid is None else tf.where(valid, scores, tf.constant(0, dtype))
@@ -41,10 +51,10 @@ def summands(theta: tf.Tensor, phi: tf.Tensor, form: Form) -> tuple[tf.Tensor, t
 
 
 def key_count(phi: tf.Tensor, valid: tf.Tensor | None) -> tf.Tensor:
-    """Return the number of valid keys, () or that of each row of `valid` (B, N, 1), at least 1."""
+    """Return the number of valid keys, () or that of each row of `valid` (B, N, 1), at least 1 and in float32."""
     if valid is None:
-        return tf.cast(tf.shape(phi)[1], phi.dtype)
-    return tf.maximum(tf.reduce_sum(tf.cast(valid, phi.dtype), axis=-1, keepdims=True), 1)
+        return tf.cast(tf.shape(phi)[1], wide(phi.dtype))
+    return tf.maximum(tf.reduce_sum(tf.cast(valid, wide(phi.dtype)), axis=-1, keepdims=True), 1)
 
 
 def _softmax(scores: tf.Tensor, valid: tf.Tensor | None) -> tf.Tensor:

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from nonlocal_core.spec.form import Form
 from nonlocal_tensorflow.arrays import masked, sizes
+from nonlocal_tensorflow.methods import products
 
 __all__ = ["streamed"]
 
@@ -17,7 +18,13 @@ Function = Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]
 
 
 def streamed(
-    theta: tf.Tensor, phi: tf.Tensor, g: tf.Tensor, form: Form, key_mask: tf.Tensor | None, rows: int
+    theta: tf.Tensor,
+    phi: tf.Tensor,
+    g: tf.Tensor,
+    form: Form,
+    key_mask: tf.Tensor | None,
+    rows: int,
+    narrow: tf.DType | None = None,
 ) -> tf.Tensor:
     """Return y (B, N, D) from `rows` queries at a time; invalid keys and values are 0."""
     some = valid = None
@@ -27,10 +34,10 @@ def streamed(
         valid = tf.expand_dims(key_mask | ~some, 1)
 
     def attend(queries: Tensors, keys: Tensors) -> tuple[Tensors, Tensors]:
-        scores = tf.matmul(queries[0], keys[0], transpose_b=True)
+        scores = products.scores(queries[0], keys[0], narrow)
         if valid is not None:
             scores = tf.where(valid, scores, tf.constant(scores.dtype.min, scores.dtype))
-        return (tf.nn.softmax(scores) @ keys[1],), ()
+        return (products.sums(tf.nn.softmax(scores), keys[1], narrow),), ()
 
     (y,) = _by_chunks(attend, rows, (form.scale * theta,), (phi, g), (sizes(g)[2],), sums=())
     return y if some is None else masked(y, some)

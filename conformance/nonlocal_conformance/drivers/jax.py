@@ -32,6 +32,9 @@ Options = tuple[tuple[str, Any], ...]
 _KEPT = 300
 """How many calls keep what they compiled: each maps memory, and Linux allows a process 65,530 maps."""
 
+_AMPERE = 8.0
+"""From which compute capability on a GPU of NVIDIA multiplies in TF32."""
+
 
 class JaxDriver:
     """`nonlocal_jax` on one device, every call compiled: op by op, hundreds of cases would take far longer."""
@@ -40,7 +43,7 @@ class JaxDriver:
     version = jax.__version__
     dtypes = ("float64", "float32")
     methods = METHODS
-    mixed_dtypes = ("bfloat16", "float16")
+    mixed_dtypes: tuple[str, ...] = ("bfloat16", "float16")
     capabilities = BACKENDS["jax"]
     unbiased = False
 
@@ -55,9 +58,10 @@ class JaxDriver:
         self._options = cut.quick_options() if self._device.platform == "cpu" else None
         if self._device.platform != "cpu":  # several devices are virtual ones
             self.capabilities = self.capabilities - DEVICES
-        jax.config.update(
-            "jax_traceback_in_locations_limit", 0
-        )  # which finding what nobody reads takes a tenth of a run
+            if float(getattr(self._device, "compute_capability", None) or 0) >= _AMPERE:
+                self.mixed_dtypes = (*self.mixed_dtypes, "tensorfloat32")
+        # Nobody reads where in the code a compiled operation came from, and finding it takes a tenth of a run.
+        jax.config.update("jax_traceback_in_locations_limit", 0)
         self._call = self._jit(_call, "graph")
         self._session_vjp = self._jit(_session_vjp, "graph")
         self._vjp = self._jit(_vjp, "spec", "training", "method")
@@ -157,7 +161,8 @@ class JaxDriver:
 
     def mixed_attention(self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None) -> Array:
         """Return rows of the weights of a block with another compute dtype."""
-        return self._rows(spec, params, x, None, key_mask, dtype=jnp.dtype(dtype))
+        with _mixed(dtype) as options:
+            return self._rows(spec, params, x, None, key_mask, **options)
 
     def _rows(self, spec: Spec, params: Params, x: Array, positions: Any, key_mask: Mask, **options: Any) -> Array:
         with self._scope(x, key_mask, *params.values()):
@@ -233,17 +238,18 @@ class JaxDriver:
         method: str = "auto",
     ) -> Everything:
         """Return the output and the gradients of a block with another compute dtype."""
-        with self._scope(*params.values()):
-            block = _block(spec, params, method=method, dtype=jnp.dtype(dtype))
-        session = _Session(block, self._scope, self._run, self._session_vjp)
-        return session.gradients(x, dz, key_mask, training=training)
+        with _mixed(dtype) as options:
+            with self._scope(*params.values()):
+                block = _block(spec, params, method=method, **options)
+            session = _Session(block, self._scope, self._run, self._session_vjp)
+            return session.gradients(x, dz, key_mask, training=training)
 
     def mixed(
         self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None, *, method: str = "auto"
     ) -> Array:
         """Return the output of a block with another compute dtype."""
-        with self._scope(x, key_mask):
-            return self._run(_block(spec, params, method=method, dtype=jnp.dtype(dtype)), x, key_mask)
+        with _mixed(dtype) as options, self._scope(x, key_mask):
+            return self._run(_block(spec, params, method=method, **options), x, key_mask)
 
     def replaced(
         self, spec: Spec, params: Params, x: Array, dz: Array, layer: str, key_mask: Mask = None
@@ -470,6 +476,16 @@ def _new_block(spec: Spec, param_dtype: Any, options: Options) -> NonLocalBlock:
     )
     graph, state = nnx.split(shapes)
     return nnx.merge(graph, jax.tree.map(lambda a: jax.device_put(np.zeros(a.shape, a.dtype)), state))
+
+
+@contextlib.contextmanager
+def _mixed(dtype: str) -> Iterator[dict[str, Any]]:
+    """Let products have operands in `dtype`, by the options of a block that are given."""
+    if dtype != "tensorfloat32":
+        yield {"dtype": jnp.dtype(dtype)}
+        return
+    with jax.default_matmul_precision(dtype):
+        yield {}
 
 
 def _divided(arguments: dict[str, Any]) -> tuple[dict[str, Any], Options]:

@@ -43,7 +43,7 @@ class TensorflowDriver:
     version = tf.__version__
     dtypes = ("float64", "float32")
     methods = METHODS
-    mixed_dtypes = ("bfloat16", "float16")
+    mixed_dtypes: tuple[str, ...] = ("bfloat16", "float16")
     capabilities = BACKENDS["tensorflow"]
     unbiased = False
 
@@ -55,8 +55,15 @@ class TensorflowDriver:
             message = f"`device` must be one that TensorFlow finds on this machine. Got {device!r}."
             raise ValueError(message)
         self.device = device
+        # What is tested as float32 has to be that: by default some GPUs multiply it in TF32.
+        tf.config.experimental.enable_tensor_float_32_execution(enabled=False)
         if kind != "cpu":  # several devices are virtual ones
             self.capabilities = self.capabilities - DEVICES
+            self.notes = "float32 without TF32"
+            found = tf.config.list_physical_devices(_KINDS.get(kind, kind))[int(number or 0)]
+            details = tf.config.experimental.get_device_details(found)
+            if details.get("compute_capability", (0, 0)) >= (8, 0):
+                self.mixed_dtypes = (*self.mixed_dtypes, "tensorfloat32")
 
     def block(
         self,
@@ -195,8 +202,8 @@ class TensorflowDriver:
         self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None, *, method: str = "auto"
     ) -> Array:
         """Return the output under a policy of mixed precision, for an input that Keras leaves in its own dtype."""
-        with self._scope():
-            block = block_of(spec, params, f"mixed_{dtype}", method=method)
+        with self._mixed(dtype) as policy:
+            block = block_of(spec, params, policy, method=method)
             return block(tf.constant(x), key_mask=_mask(key_mask)).numpy()
 
     def compiled_vjp(
@@ -231,14 +238,14 @@ class TensorflowDriver:
         method: str = "auto",
     ) -> Everything:
         """Return the output and the gradients under a policy of mixed precision."""
-        with self._scope():
-            session = _Session(block_of(spec, params, f"mixed_{dtype}", method=method), self._scope)
-        return session.gradients(x, dz, key_mask, training=training)
+        with self._mixed(dtype) as policy:
+            session = _Session(block_of(spec, params, policy, method=method), self._scope)
+            return session.gradients(x, dz, key_mask, training=training)
 
     def mixed_attention(self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None) -> Array:
         """Return rows of the weights under a policy of mixed precision."""
-        with self._scope():
-            return block_of(spec, params, f"mixed_{dtype}").attention(tf.constant(x), None, _mask(key_mask)).numpy()
+        with self._mixed(dtype) as policy:
+            return block_of(spec, params, policy).attention(tf.constant(x), None, _mask(key_mask)).numpy()
 
     def replaced(
         self, spec: Spec, params: Params, x: Array, dz: Array, layer: str, key_mask: Mask = None
@@ -319,6 +326,17 @@ class TensorflowDriver:
         finally:
             if filtering:
                 keras.config.enable_traceback_filtering()
+
+    @contextmanager
+    def _mixed(self, dtype: str) -> Iterator[str]:
+        """Compute on the device, under the policy that is given, with which products have operands in `dtype`."""
+        is_tensorfloat32 = dtype == "tensorfloat32"
+        tf.config.experimental.enable_tensor_float_32_execution(enabled=is_tensorfloat32)
+        try:
+            with self._scope():
+                yield "float32" if is_tensorfloat32 else f"mixed_{dtype}"
+        finally:
+            tf.config.experimental.enable_tensor_float_32_execution(enabled=False)
 
 
 class _Session:

@@ -6,7 +6,8 @@ import copy
 import pickle
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,7 +35,7 @@ class TorchDriver:
     version = torch.__version__
     dtypes = ("float64", "float32")
     methods = METHODS
-    mixed_dtypes = ("bfloat16", "float16")
+    mixed_dtypes: tuple[str, ...] = ("bfloat16", "float16")
     capabilities = BACKENDS["torch"]
     unbiased = True
 
@@ -49,6 +50,10 @@ class TorchDriver:
         # Inductor needs a C++ compiler on a CPU; without one the graph is traced and run as it is.
         self.compiler = "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
         self.notes = f"compiled by {self.compiler}"
+        if torch.device(device).type == "cuda":
+            self.notes += f", float32 products of precision {torch.get_float32_matmul_precision()!r}"
+            if torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0):
+                self.mixed_dtypes = (*self.mixed_dtypes, "tensorfloat32")
         if not distributed.is_available() or torch.device(device).type != "cpu":
             self.capabilities = self.capabilities - DEVICES
 
@@ -195,7 +200,7 @@ class TorchDriver:
     ) -> Array:
         """Return the output under autocast."""
         block = self._block(spec, params, method=method)
-        with torch.no_grad(), torch.autocast(torch.device(self.device).type, getattr(torch, dtype)):
+        with torch.no_grad(), self._mixed(dtype):
             return _output(block(self._input(x), self._mask(key_mask)))
 
     def compiled_vjp(
@@ -235,12 +240,12 @@ class TorchDriver:
     ) -> Everything:
         """Return the output and the gradients of a call under autocast."""
         session = self.session(spec, params, method=method)
-        with torch.autocast(torch.device(self.device).type, getattr(torch, dtype)):
+        with self._mixed(dtype):
             return session.gradients(x, dz, key_mask, training=training)
 
     def mixed_attention(self, spec: Spec, params: Params, x: Array, dtype: str, key_mask: Mask = None) -> Array:
         """Return rows of the weights under autocast."""
-        with torch.autocast(torch.device(self.device).type, getattr(torch, dtype)):
+        with self._mixed(dtype):
             return self.attention(spec, params, x, None, key_mask)
 
     def layouts(
@@ -361,6 +366,20 @@ class TorchDriver:
         block = NonLocalBlock.from_spec(spec, method=method, device=self.device, dtype=dtype)
         block.import_params(params)
         return block.train(training)
+
+    @contextmanager
+    def _mixed(self, dtype: str) -> Iterator[None]:
+        """Let products have operands in `dtype`."""
+        if dtype != "tensorfloat32":
+            with torch.autocast(torch.device(self.device).type, getattr(torch, dtype)):
+                yield
+            return
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     def _tensor(self, a: Array) -> torch.Tensor:
         """Return a tensor, which on a CPU shares the memory of the array."""

@@ -32,11 +32,15 @@ LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 @dataclasses.dataclass
 class Block:
-    """A block: its options, its parameters as tensors, and the dtype of its operands, that of the input if None."""
+    """A block: its options, its parameters as tensors, and the dtype of its operands, that of the input if None.
+
+    Those of float32 may have fewer significant bits.
+    """
 
     spec: object
     params: dict
     compute: torch.dtype | None
+    bits: int | None = None
     notes: dict = dataclasses.field(default_factory=dict)
 
 
@@ -123,7 +127,7 @@ class Textbook(Networks, Cut):
     version = torch.__version__
     dtypes = ("float64", "float32")
     methods = METHODS
-    mixed_dtypes = ("bfloat16", "float16")
+    mixed_dtypes = ("bfloat16", "float16", "tensorfloat32")
     capabilities = frozenset(CAPABILITIES) - {"large", "peak_memory", "sharded_memory", "traffic"}
     unbiased = True
 
@@ -174,7 +178,12 @@ class Textbook(Networks, Cut):
 
     def operand(self, block, a):
         """Return `a` as it is stored between two products."""
-        return a.to(block.compute)
+        return a.to(block.compute) if block.bits is None else self.rounded(a.to(block.compute), block.bits)
+
+    def rounded(self, a, bits):
+        """Return `a` with so many significant bits."""
+        mantissa, exponent = torch.frexp(a.detach())
+        return a + (torch.ldexp(torch.round(mantissa * 2**bits), exponent - bits) - a.detach())
 
     def wide(self, a):
         """Return `a` in the dtype in which products are summed."""
@@ -602,25 +611,26 @@ class Textbook(Networks, Cut):
         dx, statistics = self.output(found.pop("x")), self.statistics(Block(spec, moved, None))
         return self.output(z), statistics, dx, {name: self.array(d) for name, d in found.items()}
 
+    def narrow(self, spec, params, dtype):
+        """Return a block with operands of half precision, or with those of TF32."""
+        if dtype == "tensorfloat32":
+            return dataclasses.replace(self.build(spec, params, torch.float32), bits=11)
+        return self.build(spec, params, getattr(torch, dtype))
+
     def mixed_vjp(self, spec, params, x, dz, dtype, key_mask=None, *, training=False, method="auto"):
         """Return z, the statistics and the gradients with operands of half precision."""
         self.check(spec, params, x, key_mask, training, method)
-        return Session(self, self.build(spec, params, getattr(torch, dtype))).gradients(
-            x, dz, key_mask, training=training
-        )
+        return Session(self, self.narrow(spec, params, dtype)).gradients(x, dz, key_mask, training=training)
 
     def mixed_attention(self, spec, params, x, dtype, key_mask=None):
         """Return the rows of the weights with operands of half precision."""
         self.check(spec, params, x, key_mask)
-        return self.array(
-            self.rows(self.build(spec, params, getattr(torch, dtype)), self.input(x), slice(None), key_mask)
-        )
+        return self.array(self.rows(self.narrow(spec, params, dtype), self.input(x), slice(None), key_mask))
 
     def mixed(self, spec, params, x, dtype, key_mask=None, *, method="auto"):
         """Return the output with operands of half precision."""
         self.check(spec, params, x, key_mask, method=method)
-        block = self.build(spec, params, getattr(torch, dtype))
-        return self.output(self.call(block, self.input(x), key_mask))
+        return self.output(self.call(self.narrow(spec, params, dtype), self.input(x), key_mask))
 
     def layouts(self, spec, params, x, dz, key_mask=None):
         """Return z and dx for each memory layout of the input or the mask, and whether z has that of x."""

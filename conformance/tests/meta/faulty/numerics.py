@@ -83,6 +83,12 @@ def bfloat16_is_computed_for_float16(self, spec, params, x, dtype, key_mask=None
     return Textbook.mixed(self, spec, params, x, "bfloat16", key_mask, method=method)
 
 
+@fault("rounded", "mixed_precision", "mixed_gradients", "mixed_attention")
+def products_in_tf32_have_operands_of_eight_bits(self, a, bits):
+    """They are those of bfloat16, and TF32 has eleven."""
+    return Textbook.rounded(self, a, 8)
+
+
 @fault("mixed", "mixed_precision")
 def the_method_auto_alone_heeds_the_dtype(self, spec, params, x, dtype, key_mask=None, *, method="auto"):
     """The operands of the other methods have fewer digits than were asked for."""
