@@ -16,6 +16,7 @@ __all__ = [
     "device_kind",
     "full_precision",
     "has_autocast",
+    "is_exported",
     "is_recorded",
     "is_traced",
     "is_transformed",
@@ -33,6 +34,12 @@ KINDS = {"cpu": "cpu"}
 def device_kind(a: Tensor) -> str:
     """Return what the planner calls the device of a tensor, "cpu" or "gpu"."""
     return KINDS.get(a.device.type, "gpu")
+
+
+def is_exported() -> bool:
+    """Return whether `torch.export` records the call."""
+    # In PyTorch 2.11 the public question is answered with True in whatever `torch.compile` traces.
+    return torch.compiler._is_exporting_flag  # noqa: SLF001
 
 
 def is_recorded(*tensors: Tensor) -> bool:
@@ -81,7 +88,7 @@ def takes_halves(a: Tensor) -> bool:
     """
     if a.dtype not in HALVES or device_kind(a) == "cpu" or 0 in a.shape:
         return False
-    return not (is_transformed() or torch.compiler.is_exporting() or is_traced())
+    return not (is_transformed() or is_exported() or is_traced())
 
 
 def widened(a: Tensor) -> Tensor:

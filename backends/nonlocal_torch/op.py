@@ -10,7 +10,7 @@ from torch import Tensor
 from nonlocal_core.planning import plan_call
 from nonlocal_core.spec.calls import check_kind, check_op
 from nonlocal_core.spec.form import Form
-from nonlocal_torch.context import device_kind, full_precision, is_recorded, takes_halves
+from nonlocal_torch.context import device_kind, full_precision, is_exported, is_recorded, takes_halves
 from nonlocal_torch.methods.pairwise import pairwise as by_matrix
 from nonlocal_torch.methods.reassociated import reassociated
 from nonlocal_torch.methods.sorted import sorted_keys
@@ -85,7 +85,7 @@ def aggregate(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Tenso
         backend="torch",
         device=device_kind(theta),
         gradients=is_recorded(theta, phi, g),
-        is_exported=torch.compiler.is_exporting(),
+        is_exported=is_exported(),
     )
     method, is_narrow = plan.method, takes_halves(theta)
     is_softmax = form.is_named and form.softmax

@@ -13,7 +13,15 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from nonlocal_torch.context import device_kind, full_precision, is_recorded, is_transformed, takes_halves, widened
+from nonlocal_torch.context import (
+    device_kind,
+    full_precision,
+    is_exported,
+    is_recorded,
+    is_transformed,
+    takes_halves,
+    widened,
+)
 from nonlocal_torch.methods import halves
 from nonlocal_torch.methods.pairwise import softmax
 
@@ -52,7 +60,7 @@ def streamed(
         # The fused kernels have no rule for vmap and no second derivative, and a function is differentiated as one.
         return _attend(theta, phi, g, valid, scale, theta.shape[1] if rows is None else rows)
     is_compiled = torch.compiler.is_compiling()
-    if torch.compiler.is_exporting() or (is_compiled and rows is None):  # of other sizes it has other chunks
+    if is_exported() or (is_compiled and rows is None):  # of other sizes it has other chunks
         return fused_attention(theta, phi, g, valid, scale)
     if phi.shape[1] == 1 and not is_compiled:
         rows = theta.shape[1]  # of one key the weight is 1: formulas give gradients of exactly 0, the kernel nearly 0
