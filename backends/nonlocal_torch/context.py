@@ -10,7 +10,36 @@ from torch import Tensor, fx, nn
 
 from nonlocal_core.errors import fail_value
 
-__all__ = ["full_precision", "is_recorded", "is_traced", "is_transformed", "leaf", "widened"]
+__all__ = [
+    "HALVES",
+    "KINDS",
+    "device_kind",
+    "full_precision",
+    "has_autocast",
+    "is_exported",
+    "is_recorded",
+    "is_traced",
+    "is_transformed",
+    "leaf",
+    "takes_halves",
+    "widened",
+]
+
+HALVES = (torch.bfloat16, torch.float16)
+
+KINDS = {"cpu": "cpu"}
+"""What kind of device a type of PyTorch's is; any other is a "gpu"."""
+
+
+def device_kind(a: Tensor) -> str:
+    """Return what the planner calls the device of a tensor, "cpu" or "gpu"."""
+    return KINDS.get(a.device.type, "gpu")
+
+
+def is_exported() -> bool:
+    """Return whether `torch.export` records the call."""
+    # In PyTorch 2.11 the public question is answered with True in whatever `torch.compile` traces.
+    return torch.compiler._is_exporting_flag  # noqa: SLF001
 
 
 def is_recorded(*tensors: Tensor) -> bool:
@@ -41,13 +70,25 @@ def leaf(module: nn.Module, x: fx.Proxy, *rest: object) -> Any:
     return x.tracer.create_proxy("call_module", name, (x, *rest), {})
 
 
+def has_autocast(device: str) -> bool:
+    """Return whether a type of device can be under autocast."""
+    # Before 2.12 PyTorch's compiler could not trace the question; of what it compiles for, all but "meta" have one.
+    return (torch.compiler.is_compiling() and device != "meta") or torch.amp.is_autocast_available(device)
+
+
 def full_precision(device: str) -> AbstractContextManager[object]:
     """Return a context without autocast, for devices that have one."""
-    # Before 2.12 PyTorch's compiler could not trace the question; of what it compiles for, all but "meta" have one.
-    is_known = torch.compiler.is_compiling() and device != "meta"
-    return (
-        torch.autocast(device, enabled=False) if is_known or torch.amp.is_autocast_available(device) else nullcontext()
-    )
+    return torch.autocast(device, enabled=False) if has_autocast(device) else nullcontext()
+
+
+def takes_halves(a: Tensor) -> bool:
+    """Return whether products are made of operands as they are, in half precision: where a device is fast at that.
+
+    Such a product has a derivative in a function alone, which no transform knows and no export holds.
+    """
+    if a.dtype not in HALVES or device_kind(a) == "cpu" or 0 in a.shape:
+        return False
+    return not (is_transformed() or is_exported() or is_traced())
 
 
 def widened(a: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nonlocal_core.geometry import Sets
+from nonlocal_torch.context import is_exported
 from nonlocal_torch.layers import (
     Affine,
     Layers,
@@ -111,7 +112,7 @@ def pool(arrays: Sequence[Tensor], sets: Sets, mask: Tensor | None = None, valid
 
 def _largest(a: Tensor, window: tuple[int, ...]) -> Tensor:
     """Return the largest value of each window of `(B', C, *inner)`, whose gradient goes to the first of its like."""
-    if not (_REMAINDER_BINDS and torch.compiler.is_exporting()):
+    if not (_REMAINDER_BINDS and is_exported()):
         return _POOLS[len(window)](a, window)
     for axis, size in enumerate(window, start=2):
         a = a.unfold(axis, size, size)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.modules.module import _has_any_global_hook
 
 from nonlocal_core.spec.form import Form
-from nonlocal_torch.context import full_precision, is_transformed
+from nonlocal_torch.context import full_precision, has_autocast, is_transformed
 
 __all__ = [
     "Affine",
@@ -175,7 +175,8 @@ def fold_concat(x: Tensor, theta: Layer, phi: Layer, form: Form, *, pooled: bool
     The scores see theta and phi as w_theta . theta and w_phi . phi alone, and w . (W x + b) = (w W) x + w . b. Where
     theta or phi is a layer that is called, it keeps its channels.
     """
-    if x.dtype not in {torch.float32, torch.float64} or torch.is_autocast_enabled(x.device.type):
+    is_cast = has_autocast(x.device.type) and torch.is_autocast_enabled(x.device.type)
+    if is_cast or x.dtype not in {torch.float32, torch.float64}:
         return theta, phi, form  # sums of C' products would leave the range of half precision
     weight = form.concat_weight.to(x.dtype)
     for_theta, for_phi = weight.split(weight.shape[1] // 2, dim=1)

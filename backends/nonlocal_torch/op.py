@@ -10,7 +10,7 @@ from torch import Tensor
 from nonlocal_core.planning import plan_call
 from nonlocal_core.spec.calls import check_kind, check_op
 from nonlocal_core.spec.form import Form
-from nonlocal_torch.context import full_precision, is_recorded
+from nonlocal_torch.context import device_kind, full_precision, is_exported, is_recorded, takes_halves
 from nonlocal_torch.methods.pairwise import pairwise as by_matrix
 from nonlocal_torch.methods.reassociated import reassociated
 from nonlocal_torch.methods.sorted import sorted_keys
@@ -19,7 +19,7 @@ from nonlocal_torch.methods.streamed import streamed
 __all__ = ["aggregate", "nonlocal_op"]
 
 _METHODS = {"pairwise": by_matrix, "reassociated": reassociated, "sorted": sorted_keys}
-"""The methods that take operands of at least float32; "streamed" converts its own."""
+"""The methods that take operands of at least float32, "reassociated" of half precision too; "streamed" has its own."""
 
 
 def nonlocal_op(
@@ -83,13 +83,18 @@ def aggregate(theta: Tensor, phi: Tensor, g: Tensor, form: Form, key_mask: Tenso
         form.pairwise,
         method,
         backend="torch",
-        device="cpu" if theta.device.type == "cpu" else "gpu",
+        device=device_kind(theta),
         gradients=is_recorded(theta, phi, g),
-        is_exported=torch.compiler.is_exporting(),
+        is_exported=is_exported(),
     )
+    method, is_narrow = plan.method, takes_halves(theta)
+    is_softmax = form.is_named and form.softmax
     with full_precision(theta.device.type):
-        if plan.method == "streamed":
+        if method == "streamed":
             return streamed(theta, phi, g, key_mask, form.scale, plan.rows)
-        dtype = torch.promote_types(theta.dtype, torch.float32)
-        y = _METHODS[plan.method](theta.to(dtype), phi.to(dtype), g.to(dtype), form, key_mask)
+        if method == "pairwise" and is_softmax and is_narrow:
+            return streamed(theta, phi, g, key_mask, form.scale, theta.shape[1], keeps_weights=True)
+        keeps_dtype = method == "reassociated" and is_narrow
+        dtype = theta.dtype if keeps_dtype else torch.promote_types(theta.dtype, torch.float32)
+        y = _METHODS[method](theta.to(dtype), phi.to(dtype), g.to(dtype), form, key_mask)
         return y.to(theta.dtype)

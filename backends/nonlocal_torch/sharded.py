@@ -21,6 +21,7 @@ from nonlocal_core.spec.form import Form
 from nonlocal_torch.context import full_precision, widened
 from nonlocal_torch.layers import Scale
 from nonlocal_torch.methods.pairwise import concat_summands
+from nonlocal_torch.methods.products import multiply
 from nonlocal_torch.op import aggregate
 
 if TYPE_CHECKING:
@@ -89,8 +90,8 @@ class Spread:
             if valid is not None:
                 phi, g = (a.masked_fill(~valid[..., None], 0) for a in (phi, g))
                 count = sums(valid.sum(dim=1)).clamp(min=1)[:, None, None].to(widened(g).dtype)
-            products = sums(widened(phi).transpose(1, 2) @ widened(g))
-            return (widened(theta) @ (form.scale * products / count)).to(theta.dtype)
+            products = sums(multiply(phi.transpose(1, 2), g, torch.promote_types(g.dtype, torch.float32)))
+            return multiply(theta, form.scale * products / count, theta.dtype)
 
     def _gather(self, a: Tensor) -> Tensor:
         """Return what all devices hold of the keys of a set, `(B', M here, C)` -> `(B', M, C)`."""

@@ -54,5 +54,7 @@ def concat_summands(theta: Tensor, phi: Tensor, form: Form) -> tuple[Tensor, Ten
 
 
 def count_keys(phi: Tensor, key_mask: Tensor | None) -> Tensor | int:
-    """Return the number of valid keys, at least 1: an int, or `(B, 1, 1)` under a mask."""
-    return phi.shape[1] if key_mask is None else key_mask.sum(dim=1).clamp(min=1)[:, None, None].to(phi.dtype)
+    """Return the number of valid keys, at least 1: an int, or `(B, 1, 1)` in at least float32 under a mask."""
+    if key_mask is None:
+        return phi.shape[1]
+    return key_mask.sum(dim=1).clamp(min=1)[:, None, None].to(torch.promote_types(phi.dtype, torch.float32))

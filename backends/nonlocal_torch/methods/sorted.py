@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nonlocal_core.spec.form import Form
-from nonlocal_torch.context import is_recorded, is_traced, is_transformed
+from nonlocal_torch.context import is_exported, is_recorded, is_traced, is_transformed
 from nonlocal_torch.methods.pairwise import concat_summands, count_keys
 
 __all__ = ["running_sums", "sorted_keys"]
@@ -48,7 +48,7 @@ def _sorted_sums(a: Tensor, b: Tensor, g: Tensor, valid: Tensor | None, scale: A
     a, b = scale * (a + centre), scale * (b - centre)
     b = b if valid is None else b.masked_fill(~valid[..., None], 0)
     # An export keeps no gradient but that of its operations, and before PyTorch 2.10 it failed at a function.
-    if is_recorded(a, b, g) and not (is_transformed() or torch.compiler.is_exporting() or is_traced()):
+    if is_recorded(a, b, g) and not (is_transformed() or is_exported() or is_traced()):
         return _with_gradient(a, b, g, *forth, *back)[0]
     return _sums(a, b, g, *forth)[0]
 
