@@ -61,7 +61,7 @@ class JaxDriver:
             if float(getattr(self._device, "compute_capability", None) or 0) >= _AMPERE:
                 self.mixed_dtypes = (*self.mixed_dtypes, "tensorfloat32")
         # Nobody reads where in the code a compiled operation came from, and finding it takes a tenth of a run.
-        jax.config.update("jax_traceback_in_locations_limit", 0)
+        jax.config.update("jax_traceback_in_locations_limit", 0)  # type: ignore[no-untyped-call]
         self._call = self._jit(_call, "graph")
         self._session_vjp = self._jit(_session_vjp, "graph")
         self._vjp = self._jit(_vjp, "spec", "training", "method")
