@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from nonlocal_core.arguments import check_floating
 from nonlocal_core.errors import fail_type
 
-__all__ = ["Spread", "check_dtype", "device_kind", "narrowed", "product", "wide_dtype"]
+__all__ = ["Spread", "check_dtype", "device_kind", "has_tensor_cores", "narrowed", "product", "wide_dtype"]
 
 _SETTINGS: Any = jax.config  # whose options become attributes at run time
 _Cut: Any = PartitionSpec  # which has no types
@@ -53,9 +53,18 @@ def wide_dtype(*arrays: Array) -> Any:
 
 def device_kind() -> str:
     """Return the kind of device that JAX computes on unless arrays are bound to another, which a trace cannot see."""
+    return "cpu" if _device().platform == "cpu" else "gpu"
+
+
+def has_tensor_cores() -> bool:
+    """Return whether that device is a GPU of NVIDIA that multiplies bfloat16, from compute capability 8.0 on."""
+    major = str(getattr(_device(), "compute_capability", "")).partition(".")[0]
+    return major.isdigit() and int(major) >= 8  # noqa: PLR2004 - explained
+
+
+def _device() -> jax.Device:
     default = _SETTINGS.jax_default_device
-    platform = jax.default_backend() if default is None else getattr(default, "platform", default)
-    return "cpu" if platform == "cpu" else "gpu"
+    return default if isinstance(default, jax.Device) else jax.devices(default)[0]
 
 
 class Spread:
