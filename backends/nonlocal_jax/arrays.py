@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nonlocal_core.arguments import check_floating
@@ -22,11 +24,35 @@ _Cut: Any = PartitionSpec  # which has no types
 
 def product(equation: str, a: Array, b: Array, dtype: Any) -> Array:
     """Return a product of arrays, summed up and returned in `dtype`."""
+    if a.dtype == b.dtype == jnp.bfloat16 and dtype == jnp.float32:
+        return _of_halves(equation, a, b)
     # By default GPUs and TPUs round float32 operands to fewer bits; whoever wants that has a setting for it.
     precision = None if _SETTINGS.jax_default_matmul_precision else lax.Precision.HIGHEST
+    if a.dtype == b.dtype == jnp.float16 and precision:
+        precision = lax.Precision.HIGH  # of use to gradients, whose range needs float32, but no more bits than these
     if a.dtype != b.dtype:
         a, b = a.astype(dtype), b.astype(dtype)
     return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _of_halves(equation: str, a: Array, b: Array) -> Array:
+    """Return a product of bfloat16 as float32, whose derivatives are products of bfloat16 again."""
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+
+def _of_halves_jvp(equation: str, primals: Any, tangents: Any) -> tuple[Array, Any]:
+    """Give a product the derivative whose transposition rounds what it gets, instead of widening its operands."""
+    a, b = primals
+    parts = [
+        jnp.einsum(equation, *pair).astype(jnp.float32)
+        for pair, tangent in (((tangents[0], b), tangents[0]), ((a, tangents[1]), tangents[1]))
+        if not isinstance(tangent, SymbolicZero)
+    ]
+    return _of_halves(equation, a, b), sum(parts[1:], parts[0])
+
+
+_of_halves.defjvp(_of_halves_jvp, symbolic_zeros=True)
 
 
 def check_dtype(name: str, value: Any) -> None:
