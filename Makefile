@@ -42,7 +42,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-elsewhere test-oldest test-torch fuzz faults peers mutants lint style types format bench bench-full bench-compare bench-publish
-.PHONY: docs docs-serve docs-test
+.PHONY: docs docs-serve docs-test gpu
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -101,6 +101,9 @@ format: $(TEST) ## correct the style where that can be done by rule
 bench: $(PEERS) ## measure some of the benchmarks in a few minutes; ARGS are names of their classes, such as Scaling
 	$(BIN)/python benchmarks/run.py quick $(ARGS)
 	$(BIN)/nonlocal bench
+
+gpu: $(PEERS) ## measure a GPU in less than nine minutes and print one table; ARGS are names of its parts
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 bench-full: $(PEERS) ## measure all benchmarks, which takes hours; ARGS are names of their classes
 	$(BIN)/python benchmarks/run.py full $(ARGS)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["compact", "whole"]
+__all__ = ["compact", "narrowed", "whole"]
 
 Axes = list[list[str]]
 
@@ -47,6 +47,30 @@ def whole(columns: Sequence[Any], axes: Axes) -> list[Any]:
     results = [None] * len(old) if columns[0] is None else columns[0]
     rest = [moved(column, None) if isinstance(column, list) else column for column in columns[2:]]
     return [moved(results, math.nan), axes, *rest]
+
+
+def narrowed(about: Mapping[str, Any], found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what asv knows of the benchmarks, without those of which there are no results, and values that none has.
+
+    The pages of asv open with the first values of each parameter, and are empty if nothing was measured with them.
+
+    Args:
+        about: what is in benchmarks.json.
+        found: the results of each file, by the names of the benchmarks.
+    """
+    axes: dict[str, list[set[str]]] = {}
+    for results in found:
+        for name, columns in results.items():
+            known = axes.setdefault(name, [set() for _ in columns[1]])
+            for values, more in zip(known, columns[1], strict=True):
+                values.update(more)
+    kept = {name: one for name, one in about.items() if name in axes}
+    for name, one in kept.items():
+        params = [
+            [value for value in axis if value in known] for axis, known in zip(one["params"], axes[name], strict=True)
+        ]
+        kept[name] = {**one, "params": params}
+    return {**kept, "version": about["version"]}
 
 
 def _is_untried(value: Any) -> bool:

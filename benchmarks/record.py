@@ -22,30 +22,18 @@ from compact import compact, whole
 from measuring import PRELOAD
 from measuring.case import DEVICES, Case
 from measuring.journal import JOURNAL
+from measuring.machine import QUIET, ROOT, git, gpu_name, slug
 from measuring.subject import LIMIT
 from plans import Plan
 
 __all__ = ["CONFIG", "HERE", "ROOT", "WORK", "asv", "case_of", "commit", "git", "measured", "this_machine"]
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent
 CONFIG = HERE / "asv.conf.json"
 WORK = ROOT / ".venv" / "asv"
 """What is not kept."""
 
 _KINDS = ("time_", "timeraw_", "track_")
-
-
-def git(*arguments: str) -> str:
-    """Return what git prints.
-
-    Raises:
-        RuntimeError: if it fails.
-    """
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(done.stderr.strip())
-    return done.stdout
 
 
 def commit(name: str) -> str:
@@ -72,10 +60,10 @@ def this_machine() -> str:
     found = Machine.get_defaults()
     name = f"{found['arch']}-{found['num_cpu']}cpu"
     if DEVICES == ("cuda",):
-        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        names = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
-        name = re.sub(r"\W+", "-", names[0].strip()).lower()
-    MachineCollection.save(name, {**found, "machine": name, "os": platform.system()})
+        name = f"{slug(gpu_name())}-gpu"
+    # Of what a virtual machine has, some bytes differ each time, and asv would take it for another machine.
+    ram = str(round(int(found["ram"]) / 2**30) * 2**30)
+    MachineCollection.save(name, {**found, "machine": name, "os": platform.system(), "ram": ram})
     return name
 
 
@@ -166,7 +154,7 @@ def _run(config: Path, command: Sequence[str], limit: int, modules: list[str]) -
     """Run asv, which imports modules beforehand, and yield what its benchmarks write in the journal, when they do."""
     journal, log = WORK / "journal", WORK / "log"
     journal.write_text("", encoding="utf-8")
-    environment = {**os.environ, JOURNAL: str(journal), LIMIT: str(limit), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment = {**os.environ, JOURNAL: str(journal), LIMIT: str(limit), **QUIET}
     environment[PRELOAD] = " ".join(modules)
     arguments = [sys.executable, "-m", "asv", "--config", str(config), *command]
     with (

@@ -8,11 +8,13 @@ import re
 import shutil
 import sys
 import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from measuring.case import PEERS
+from compact import narrowed
+from measuring.case import DEVICES, OURS, PEERS
+from measuring.machine import frameworks_of
 from page import make_local
 from plans import PLANS, Plan
 from record import CONFIG, HERE, ROOT, WORK, asv, case_of, commit, git, measured, this_machine
@@ -64,7 +66,7 @@ def chosen(plan: Plan, names: Sequence[str]) -> Plan:
     """Return what can be measured here, of the classes that are named or else of all.
 
     Raises:
-        RuntimeError: if there is no such class.
+        RuntimeError: if there is no such class, or no framework sees the GPU that is there.
     """
     known = {name.partition(".")[2]: name for name in plan}
     unknown = [name for name in names if name not in known]
@@ -72,13 +74,20 @@ def chosen(plan: Plan, names: Sequence[str]) -> Plan:
         message = f"`names` must be some of {', '.join(known)}. Got {unknown[0]!r}."
         raise RuntimeError(message)
     kept = [known[name] for name in names] if names else list(plan)
-    return {name: [params for params in plan[name] if is_possible(name, params)] for name in kept}
+    seen: Collection[str] = set(OURS.values())
+    if DEVICES == ("cuda",):
+        seen, missing = frameworks_of("cuda")
+        sys.stdout.write("".join(f"left out: {name}: {reason}\n" for name, reason in missing.items()))
+        if not seen:
+            message = "PyTorch, JAX or TensorFlow must see the GPU; NONLOCAL_BENCH_DEVICE=cpu does without. Got none."
+            raise RuntimeError(message)
+    return {name: [params for params in plan[name] if is_possible(name, params, seen)] for name in kept}
 
 
-def is_possible(name: str, params: tuple[object, ...]) -> bool:
-    """Return whether there is something to measure."""
+def is_possible(name: str, params: tuple[object, ...], frameworks: Collection[str]) -> bool:
+    """Return whether there is something to measure by these frameworks."""
     case = case_of(name, params)
-    return case is None or case.impossible is None
+    return case is None or (case.impossible is None and case.library in frameworks)
 
 
 def compare(names: Sequence[str]) -> int:
@@ -96,22 +105,30 @@ def compare(names: Sequence[str]) -> int:
     base, head = commit(names[0]), commit("HEAD")
     plan = chosen(PLANS["quick"](), names[1:])
     ours = {name: [params for params in cases if params[0] not in PEERS] for name, cases in plan.items()}
-    shutil.rmtree(WORK / "compare", ignore_errors=True)
-    settings = json.loads(CONFIG.read_text(encoding="utf-8"))
-    config = HERE / ".compare.conf.json"  # beside the other, for paths in it are relative
-    config.write_text(json.dumps({**settings, "results_dir": "../.venv/asv/compare"}), encoding="utf-8")
     failed = 0
-    try:
+    with results_in("compare") as (config, _):
         for stamp in (base, head):
             with checked_out(stamp) as tree:
                 failed |= measured(ours, config, stamp, limit=LIMITS["quick"], python=interpreter(tree))
         options = ("--split", "--factor", FACTOR, "--machine", this_machine())
         table = asv(config, "compare", *options, base, head)
-    finally:
-        config.unlink()
     lines = [line for line in table.splitlines() if not re.match(r"\|\s+\| n/a\s+\| n/a", line)]
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     return failed
+
+
+@contextmanager
+def results_in(name: str) -> Iterator[tuple[Path, Path]]:
+    """Yield settings of asv whose results are in a folder of their own, and that folder, which is not there yet."""
+    folder = WORK / name
+    shutil.rmtree(folder, ignore_errors=True)
+    settings = json.loads(CONFIG.read_text(encoding="utf-8"))
+    config = CONFIG.with_name(f".{name}.conf.json")  # beside the other, for paths in it are relative
+    config.write_text(json.dumps({**settings, "results_dir": str(folder)}), encoding="utf-8")
+    try:
+        yield config, folder
+    finally:
+        config.unlink()
 
 
 @contextmanager
@@ -146,10 +163,19 @@ def publish() -> int:
     Raises:
         RuntimeError: if there are no results.
     """
-    if not list((HERE / "results").glob("*/machine.json")):
+    machines = [file.parent for file in (HERE / "results").glob("*/machine.json")]
+    if not machines:
         message = "there must be results, which `make bench` writes. Got none in benchmarks/results."
         raise RuntimeError(message)
-    sys.stdout.write(asv(CONFIG, "publish", "--no-pull"))
+    with results_in("published") as (config, folder):
+        found = []
+        for machine in machines:
+            shutil.copytree(machine, folder / machine.name)
+            files = (file for file in machine.glob("*.json") if file.name != "machine.json")
+            found += [json.loads(file.read_text(encoding="utf-8"))["results"] for file in files]
+        about = json.loads((HERE / "results" / "benchmarks.json").read_text(encoding="utf-8"))
+        (folder / "benchmarks.json").write_text(json.dumps(narrowed(about, found)), encoding="utf-8")
+        sys.stdout.write(asv(config, "publish", "--no-pull"))
     make_local(HERE / "html")
     folder = (HERE / "html").relative_to(ROOT)
     sys.stdout.write(f"To look at it: python -m http.server -d {folder} 8000, then http://localhost:8000\n")

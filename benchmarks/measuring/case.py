@@ -21,6 +21,7 @@ __all__ = [
     "METHODS",
     "OURS",
     "PEERS",
+    "PLAIN",
     "Case",
     "free_memory",
     "grid_of",
@@ -34,6 +35,9 @@ PEERS = ("mmcv", "pytorchvideo", "slowfast", "timm")
 
 MATRIX = {f"{name}_matrix": name for name in ("torch", "tensorflow", "jax")}
 """The plain matrix form in each framework, as a backend of its own beside the others."""
+
+PLAIN = {f"{name}_plain": name for name in OURS}
+"""The matrix as a reader of the paper writes it, without this project, of which no case of the suite has it."""
 
 BACKENDS = (*OURS, *MATRIX, *PEERS)
 
@@ -84,9 +88,11 @@ class Case:
         pairwise: the form.
         method: one of `METHODS`.
         channels: C; C' is half of it.
-        spatial: the sizes of the spatial axes; the batch is 1.
+        spatial: the sizes of the spatial axes.
         dtype: "float32", or "bfloat16" for operands in bfloat16 and parameters in float32.
         training: whether gradients are computed, and batch normalisation uses the statistics of the input.
+        batch: B.
+        mode: how PyTorch runs it: "eager", "compiled", or "graph" for what is compiled and recorded.
     """
 
     backend: str
@@ -97,6 +103,8 @@ class Case:
     spatial: tuple[int, ...]
     dtype: str = "float32"
     training: bool = False
+    batch: int = 1
+    mode: str = "eager"
 
     @property
     def spec(self) -> NonLocalSpec:
@@ -109,7 +117,7 @@ class Case:
     @property
     def library(self) -> str:
         """The framework."""
-        return "torch" if self.backend in PEERS else OURS[MATRIX.get(self.backend, self.backend)]
+        return "torch" if self.backend in PEERS else OURS[{**MATRIX, **PLAIN}.get(self.backend, self.backend)]
 
     @property
     def modules(self) -> set[str]:
@@ -131,7 +139,12 @@ class Case:
                 spatial = (1, *spatial)
             while len(spatial) > max(ranks):
                 spatial = (spatial[0] * spatial[1], *spatial[2:])
-        return (1, *spatial, self.channels)
+        return (self.batch, *spatial, self.channels)
+
+    @property
+    def counted(self) -> str:
+        """The method whose operations are counted: "auto" is taken to do without the matrix."""
+        return planning.exact_method(self.pairwise) or "pairwise" if self.asked == "auto" else self.asked
 
     @property
     def positions(self) -> int:
@@ -160,7 +173,7 @@ class Case:
         """Why it cannot be held in the memory of this machine; None: it may be tried."""
         if self.asked != "pairwise" or self.device != "cpu":
             return None
-        weights = self.positions**2 * 4
+        weights = self.batch * self.positions**2 * 4
         needed = weights * _MATRICES[self.training]
         if self.backend == "mmcv" and self.pairwise == "concatenation":
             needed = 3 * weights * self.channels  # [theta_i, phi_j] of every pair, 2 C' = C numbers, and its parts

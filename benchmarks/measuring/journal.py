@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["JOURNAL", "begin", "note"]
+__all__ = ["JOURNAL", "begin", "note", "write"]
 
 JOURNAL = "NONLOCAL_BENCH_JOURNAL"
 """The environment variable that names the file, if there is one."""
@@ -16,17 +17,17 @@ JOURNAL = "NONLOCAL_BENCH_JOURNAL"
 @functools.cache
 def begin(benchmark: str, params: tuple[object, ...]) -> None:
     """Say, once in a process, that a benchmark begins."""
-    _write(benchmark, params, None)
+    write({"benchmark": benchmark, "params": [repr(param) for param in params], "note": None})
 
 
 def note(benchmark: str, params: tuple[object, ...], text: str) -> None:
     """Say why a benchmark gives no number."""
-    _write(benchmark, params, text)
+    write({"benchmark": benchmark, "params": [repr(param) for param in params], "note": text})
 
 
-def _write(benchmark: str, params: tuple[object, ...], text: str | None) -> None:
+def write(line: Mapping[str, object]) -> None:
+    """Add a line to the file, if there is one."""
     path = os.environ.get(JOURNAL)
     if path is not None:
-        line = json.dumps({"benchmark": benchmark, "params": [repr(param) for param in params], "note": text})
         with Path(path).open("a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
+            file.write(f"{json.dumps(line)}\n")

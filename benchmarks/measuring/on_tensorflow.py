@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from nonlocal_core import NonLocalSpec
 from nonlocal_tensorflow import NonLocalBlock
 
 from .arrays import input_of, params_of, positions_of
-from .case import Case
+from .case import PLAIN, Case
+from .plain import plain
 
 __all__ = ["forward", "peak", "product", "rows", "spec_of", "to_numpy", "training"]
 
@@ -65,8 +67,44 @@ def spec_of(case: Case) -> NonLocalSpec:
     return case.spec
 
 
-def _block(case: Case) -> NonLocalBlock:
+class _Plain:
+    """The plain matrix, with variables as a layer of Keras has them."""
+
+    def __init__(self, case: Case) -> None:
+        with tf.device(_place(case)):
+            weights = {name: tf.Variable(array) for name, array in params_of(case.spec).items()}
+        self.case, self.params = case, weights
+        self.trainable_weights = [
+            SimpleNamespace(value=weight)
+            for name, weight in weights.items()
+            if not name.startswith(("norm.m", "norm.v"))
+        ]
+
+    def __call__(self, x: Any, *, training: bool) -> Any:
+        def norm(r: Any, mean: Any, variance: Any, scale: Any, shift: Any) -> Any:
+            r = tf.cast(r, x.dtype)
+            if training:
+                mean, variance = tf.nn.moments(r, [0, 1])
+            return (r - mean) * (scale * (variance + self.case.spec.norm_epsilon) ** -0.5) + shift
+
+        def narrow(operand: Any) -> Any:
+            return tf.cast(operand, self.case.dtype)
+
+        ops = SimpleNamespace(
+            einsum=lambda equation, *operands: tf.einsum(equation, *map(narrow, operands)),
+            linear=lambda x, weight, bias: narrow(x) @ tf.transpose(narrow(weight)) + narrow(bias),
+            softmax=tf.nn.softmax,
+            relu=tf.nn.relu,
+            norm=norm,
+        )
+        flat = tf.reshape(x, (x.shape[0], -1, x.shape[-1]))
+        return x + tf.reshape(plain(flat, self.params, self.case.spec, ops), x.shape)
+
+
+def _block(case: Case) -> Any:
     policy = "float32" if case.dtype == "float32" else f"mixed_{case.dtype}"
+    if case.backend in PLAIN:
+        return _Plain(case)
     with tf.device(_place(case)):
         block = NonLocalBlock.from_spec(case.spec, method=case.asked, data_format="channels_last", dtype=policy)
         block.import_params(params_of(case.spec))
@@ -76,7 +114,9 @@ def _block(case: Case) -> NonLocalBlock:
 def _graph(case: Case, function: Callable[..., Any], *arrays: Any) -> Callable[[], Any]:
     with tf.device(_place(case)):
         given = [tf.constant(array) for array in arrays]
-        graph = tf.function(function, jit_compile=case.backend == "tensorflow_xla").get_concrete_function(*given)
+        graph = tf.function(function, jit_compile=case.backend.startswith("tensorflow_xla")).get_concrete_function(
+            *given
+        )
 
     def call() -> Any:
         with tf.device(_place(case)):

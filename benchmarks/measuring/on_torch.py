@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,10 @@ from nonlocal_core import NonLocalSpec
 from nonlocal_torch import NonLocalBlock
 
 from .arrays import input_of, params_of, positions_of
-from .case import PEERS, Case
+from .case import PEERS, PLAIN, Case
+from .plain import plain
 
-__all__ = ["forward", "peak", "product", "rows", "spec_of", "to_numpy", "training"]
+__all__ = ["forward", "peak", "product", "rows", "seconds", "spec_of", "to_numpy", "training"]
 
 _DRIVERS = {
     "mmcv": {1: "peers.mmcv:NonLocal1d", 2: "peers.mmcv:NonLocal2d", 3: "peers.mmcv:NonLocal3d"},
@@ -31,28 +34,24 @@ def forward(case: Case) -> Callable[[], Any]:
     """Return the call of a block in evaluation."""
     block, x = _block(case).eval(), _input(case)
 
-    def call() -> Any:
+    def run() -> Any:
         with torch.no_grad(), _precision(case):
-            z = block(x)
-        _wait(case)
-        return z
+            return block(x)
 
-    return call
+    return partial(_waited, case, run)
 
 
 def training(case: Case) -> Callable[[], Any]:
     """Return a training step: the gradients for dz, that of z."""
     block, x, dz = _block(case).train(), _input(case).requires_grad_(), _input(case, seed=2)
-    leaves = [x, *block.parameters()]
+    leaves = [x, *(one for one in block.parameters() if one.requires_grad)]
 
-    def call() -> Any:
+    def run() -> Any:
         with _precision(case):
             z = block(x)
-        gradients = torch.autograd.grad(z, leaves, dz.to(z.dtype))
-        _wait(case)
-        return gradients
+        return torch.autograd.grad(z, leaves, dz.to(z.dtype))
 
-    return call
+    return partial(_waited, case, run)
 
 
 def rows(case: Case) -> Callable[[], Any]:
@@ -60,25 +59,28 @@ def rows(case: Case) -> Callable[[], Any]:
     block: Any = _block(case).eval()
     x, positions = _input(case), positions_of(case.positions)
 
-    def call() -> Any:
+    def run() -> Any:
         with torch.no_grad(), _precision(case):
-            weights = block.attention(x, positions)
-        _wait(case)
-        return weights
+            return block.attention(x, positions)
 
-    return call
+    return partial(_waited, case, run)
 
 
 def product(case: Case, size: int) -> Callable[[], Any]:
     """Return the product of two square matrices, for comparison."""
     matrix = torch.randn(size, size, device=case.device, dtype=getattr(torch, case.dtype))
+    return partial(_waited, case, lambda: matrix @ matrix)
 
-    def call() -> Any:
-        result = matrix @ matrix
-        _wait(case)
-        return result
 
-    return call
+def seconds(call: partial[Any]) -> float:
+    """Return how long a GPU takes for a call, between two events of its own."""
+    event: Any = torch.cuda.Event
+    start, end = (event(enable_timing=True) for _ in range(2))
+    start.record()
+    call.args[1]()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
 
 
 def peak(case: Case, call: Callable[[], Any]) -> int:
@@ -100,7 +102,47 @@ def spec_of(case: Case) -> NonLocalSpec:
     return _driver(case).own(case.spec) if case.backend in PEERS else case.spec
 
 
-def _block(case: Case) -> torch.nn.Module:
+class _Plain(torch.nn.Module):
+    """The plain matrix, with parameters of its own."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.spec = case.spec
+        for name, array in params_of(case.spec).items():
+            value = torch.nn.Parameter(
+                torch.from_numpy(array).to(case.device), not name.startswith(("norm.m", "norm.v"))
+            )
+            self.register_parameter(name.replace(".", "_"), value)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return z."""
+        ops = SimpleNamespace(
+            einsum=torch.einsum,
+            linear=torch.nn.functional.linear,
+            softmax=lambda scores: scores.softmax(-1),
+            relu=torch.relu,
+            norm=self.norm,
+        )
+        params = {name.replace("_", "."): value for name, value in self.named_parameters()}
+        return x + plain(x.flatten(2).mT.contiguous(), params, self.spec, ops).mT.reshape(x.shape)
+
+    def norm(self, r: Any, mean: Any, variance: Any, weight: Any, bias: Any) -> Any:
+        """Return the batch norm of r, which in training updates the running statistics."""
+        z = torch.nn.functional.batch_norm(
+            r.flatten(0, 1), mean.detach(), variance.detach(), weight, bias, self.training, eps=self.spec.norm_epsilon
+        )
+        return z.view_as(r)
+
+
+def _block(case: Case) -> Any:
+    block = _Plain(case) if case.backend in PLAIN else _own_or_peer(case)
+    if case.mode == "eager":
+        return block
+    torch.compiler.reset()  # or sizes that an earlier case had are taken for sizes that change
+    return torch.compile(block, dynamic=False, mode="reduce-overhead" if case.mode == "graph" else None)
+
+
+def _own_or_peer(case: Case) -> torch.nn.Module:
     spec = spec_of(case)
     params = params_of(spec)
     if case.backend in PEERS:
@@ -124,6 +166,12 @@ def _input(case: Case, seed: int = 0) -> torch.Tensor:
 
 def _precision(case: Case) -> torch.autocast:
     return torch.autocast(case.device, torch.bfloat16, enabled=case.dtype != "float32")
+
+
+def _waited(case: Case, run: Callable[[], Any]) -> Any:
+    result = run()
+    _wait(case)
+    return result
 
 
 def _wait(case: Case) -> None:

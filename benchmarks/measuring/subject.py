@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from asv_runner.benchmarks.mark import SkipNotImplemented
 
 from nonlocal_conformance.memory import peak_resident
 
@@ -24,7 +23,7 @@ __all__ = ["LIMIT", "Subject", "in_turn", "median_seconds", "subject", "watched"
 LIMIT = "NONLOCAL_BENCH_LIMIT"
 """The environment variable with the seconds that one benchmark of one case may take."""
 
-_OUT_OF_MEMORY = ("out of memory", "allocate memory", "resource_exhausted", "oom when allocating")
+_OUT_OF_MEMORY = ("out of memory", "alloc_failed", "allocate memory", "resource_exhausted", "oom when allocating")
 """What the frameworks say, in small letters."""
 
 
@@ -68,29 +67,41 @@ class Subject:
         starts its threads.
         """
         if self.case.device != "cpu":
+            if self.case.mode == "graph":  # it takes its memory when it is recorded
+                return int(self.library.peak(self.case, self._recorded))
             self.run()
-            return int(self.library.peak(self.case, self.call))
+            held: int | None = self.library.peak(self.case, self.call)
+            return held
         self._make(self.case.tiny())()
         _ = self.call
         return peak_resident(self.run)[1]
 
+    def _recorded(self) -> None:
+        for _ in range(3):
+            self.run()
+
     def seconds(self, budget: float = 2.0) -> float:
-        """Return the median time of a call, after a first one that does not count."""
+        """Return the median time of a call, by the clock of a GPU if it has one, after a first that does not count."""
         self.run()
-        return median_seconds(self.run, budget)
+        clock = getattr(self.library, "seconds", _wall) if self.case.device == "cuda" else _wall
+        return median_seconds(self.call, budget, clock)
 
     def _make(self, case: Case) -> Callable[[], Any]:
         call: Callable[[], Any] = getattr(self.library, self.step)(case)
         return call
 
 
-def median_seconds(call: Callable[[], Any], budget: float) -> float:
+def _wall(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def median_seconds(call: Callable[[], Any], budget: float, clock: Callable[[Any], float] = _wall) -> float:
     """Return the median time of calls that together take about `budget` seconds: at least 1, at most 50."""
     times: list[float] = []
     while not times or (sum(times) < budget and len(times) < 50):  # noqa: PLR2004 - said above
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
+        times.append(clock(call))
     return float(np.median(times))
 
 
@@ -132,6 +143,8 @@ def watched(benchmark: str, params: tuple[object, ...], case: Case) -> None:
     Raises:
         SkipNotImplemented: if there is nothing to measure.
     """
+    from asv_runner.benchmarks.mark import SkipNotImplemented
+
     if case.impossible is not None:
         raise SkipNotImplemented(case.impossible)
     journal.begin(benchmark, params)

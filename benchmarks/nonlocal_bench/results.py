@@ -72,7 +72,7 @@ def load(folder: Path, machine: str | None = None, commit: str | None = None) ->
 
     Args:
         folder: where asv keeps results.
-        machine: the name of the machine. None: any.
+        machine: the name of the machine, or a pattern such as "*cpu". None: any.
         commit: how the hash of the commit begins. None: any.
 
     Returns:

@@ -25,7 +25,7 @@ Each is a fence of MyST in a page, such as
 `bench-table`
     What `make bench` measured. Its argument is `blocks` (time, memory and error by geometry), `growth` (the powers of
     N) or `machine` (commit, machine and versions, as a paragraph). Options: `:step:` forward or training (for growth),
-    `:form:` and `:geometry:` leave the other rows of `blocks` out.
+    `:form:` and `:geometry:` leave the other rows of `blocks` out, `:device: gpu` shows the newest run on a GPU.
 `command`
     A command and what it prints when the site is built. The build fails if its exit status is not `:status:` (0). It
     runs in the folder of the checkout, or in `:folder:`, relative to it:
@@ -221,11 +221,18 @@ class BenchTable(Table):
         "step": directives.unchanged,
         "form": directives.unchanged,
         "geometry": directives.unchanged,
+        "device": directives.unchanged,
     }
 
     def text(self) -> str:
         """Return the table in Markdown."""
-        run = results.load(ROOT / "benchmarks" / "results")
+        device = self.options.get("device", "cpu")
+        try:
+            run = results.load(ROOT / "benchmarks" / "results", f"*-*{device}")
+        except ValueError:
+            if device == "cpu":
+                raise
+            return f"No results of a {device.upper()} are kept yet." if self.arguments[0] == "machine" else ""
         what = directives.choice(self.arguments[0], ("blocks", "growth", "machine"))
         if what == "machine":
             return bench_command.introduction(run).replace("\n", "\\\n")

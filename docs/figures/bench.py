@@ -12,4 +12,4 @@ from nonlocal_bench.results import load
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 if __name__ == "__main__":
-    Path(sys.argv[1], "bench.png").write_bytes(draw(load(RESULTS), "training"))
+    Path(sys.argv[1], "bench.png").write_bytes(draw(load(RESULTS, "*cpu"), "training"))

@@ -13,6 +13,11 @@ PAGES = [name for name in FOUND if not name.startswith(("_static/", "benchmarks/
 WRITTEN = [name for name in PAGES if not name.startswith("_modules/")]
 """All but the listings of code."""
 REPORT = "benchmarks/report/index.html"
+DRAWN = (
+    "((window.jQuery && jQuery('#main-graph').data('plot')?.getData()) || [])"
+    ".flatMap(line => line.data).filter(point => point[1] != null).length"
+)
+"""The number of points in a plot of the report."""
 
 CONTENT = "main"
 RAW = re.compile(r"\$\$|\\begin\{|\\frac|\{eq\}|:::|^```", re.MULTILINE)
@@ -181,6 +186,17 @@ def test_the_report_of_the_benchmarks_opens_from_its_page(page, address, shot):
     shot(page, "desktop", REPORT)
     assert page.troubles == []
     assert elsewhere(page, address) == []
+
+
+def test_every_view_of_the_report_draws_something(page, address):
+    page.goto(f"{address}benchmarks.html")
+    views = page.eval_on_selector_all(f"a[href^='{REPORT}#']", "links => links.map(link => link.href)")
+    assert views
+    for view in views:
+        page.goto("about:blank")
+        page.goto(view)
+        page.wait_for_function(f"{DRAWN} > 1", timeout=20_000)
+    assert page.troubles == []
 
 
 def test_a_fault_of_a_page_is_seen(page, address):

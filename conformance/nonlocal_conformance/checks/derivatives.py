@@ -10,7 +10,7 @@ import numpy as np
 import nonlocal_core as nlc
 from nonlocal_conformance.assertions import EPSILONS, assert_close, assert_names, eps_of, largest
 from nonlocal_conformance.cases import Array, Case, Data
-from nonlocal_conformance.checks.values import hidden_in, op_arrays, operation_of, with_hidden
+from nonlocal_conformance.checks.values import NOT_FINITE, hidden_in, op_arrays, operation_of, with_hidden
 from nonlocal_conformance.registry import check, methods_of
 from nonlocal_core.reference.block import branch, statistics_of
 from nonlocal_core.spec.parameters import STATISTICS
@@ -80,14 +80,14 @@ def gradients(driver: Any, case: Case, dtype: str) -> None:
 def masked_gradients(driver: Any, case: Case, dtype: str) -> None:
     """What stands at a masked position, whatever it is, reaches no gradient of a parameter or of another position."""
     data, spec = case.data(dtype), case.spec
-    zeros = dataclasses.replace(data, x=with_hidden(data.x, data, 0.0), dz=with_hidden(data.dz, data, 0.0))
+    zeros = dataclasses.replace(data, x=with_hidden(data.x, data), dz=with_hidden(data.dz, data))
     expected, terms = reference_gradients(case, zeros.wide())
-    for value, channels in hidden_in(case):
-        x = with_hidden(data.x, data, value, channels)
-        dz = zeros.dz if np.isfinite(value) else with_hidden(data.dz, data, value, channels)
+    for what, values in hidden_in(case).items():
+        x = with_hidden(data.x, data, values)
+        dz = with_hidden(data.dz, data, values) if what == NOT_FINITE else zeros.dz
         for method in methods_of(driver, spec):
             actual = driver.vjp(spec, data.params, x, dz, data.key_mask, training=case.training, method=method)
-            assert_gradients(actual, expected, dtype, terms=terms, where=f" beside masked positions of {value}")
+            assert_gradients(actual, expected, dtype, terms=terms, where=f" beside masked positions of {what}")
 
 
 @check("op_vjp", cases=lambda case: case.is_differentiable, first=operation_of, by_reference=True)

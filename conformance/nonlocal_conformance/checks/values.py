@@ -112,26 +112,28 @@ def operation(driver: Any, case: Case, dtype: str) -> None:
     assert_close("y", driver.op(**arrays, **options), expected, dtype=dtype)
 
 
-HIDDEN = (
-    (-1e4, slice(None)),
-    (1e4, slice(None)),
-    (np.inf, slice(None)),
-    (-np.inf, slice(1)),
-    (np.nan, slice(1)),
-)
-"""What the checks put at masked positions, and in which channels."""
+Hidden = tuple[tuple[float, slice], ...]
+
+NOT_FINITE = "what is not finite"
+
+HIDDEN: dict[str, Hidden] = {
+    "large numbers": ((-1e4, slice(None)), (1e4, slice(None))),
+    NOT_FINITE: ((np.inf, slice(None)), (-np.inf, slice(1)), (np.nan, slice(1))),
+}
+"""What the checks put at masked positions, in turn, and in which channels."""
 
 
-def hidden_in(case: Case) -> tuple[tuple[float, slice], ...]:
+def hidden_in(case: Case) -> dict[str, Hidden]:
     """Return what a check puts at the masked positions of a case: the last alone, where there are no others."""
-    return HIDDEN[-1:] if case.mask == "all" else HIDDEN
+    return dict(list(HIDDEN.items())[-1:]) if case.mask == "all" else HIDDEN
 
 
-def with_hidden(a: Array, data: Data, value: float, channels: slice = slice(None)) -> Array:
-    """Return an array like x with `value` at the masked positions."""
-    a = a.copy()
-    a[..., channels] = np.where(np.asarray(data.key_mask)[..., None], a[..., channels], np.asarray(value, a.dtype))
-    return a
+def with_hidden(a: Array, data: Data, values: Hidden = ((0.0, slice(None)),)) -> Array:
+    """Return an array like x with these values at the masked positions, one after the other."""
+    rows, masked = a.reshape(-1, a.shape[-1]).copy(), np.flatnonzero(~np.asarray(data.key_mask))
+    for number, (value, channels) in enumerate(values):
+        rows[masked[number :: len(values)], channels] = value
+    return rows.reshape(a.shape)
 
 
 @check(cases=lambda case: case.mask is not None)
@@ -140,15 +142,15 @@ def masked_positions(driver: Any, case: Case, dtype: str) -> None:
     data, spec = case.data(dtype), case.spec
     plain, before = driver.block(spec, data.params, data.x, data.key_mask, training=case.training)
     kept = np.asarray(data.key_mask)
-    for value, channels in hidden_in(case):
-        x = with_hidden(data.x, data, value, channels)
+    for what, values in hidden_in(case).items():
+        x = with_hidden(data.x, data, values)
         z, after = driver.block(spec, data.params, x, data.key_mask, training=case.training)
-        name = f"beside masked positions of {value}"
+        name = f"beside masked positions of {what}"
         assert_close(f"z {name}", z[kept], plain[kept].astype(np.float64), dtype=dtype, scale=largest(plain))
         for statistic, expected in before.items():
             assert_close(f"{statistic} {name}", after[statistic], expected.astype(np.float64), dtype=dtype)
-        if not np.isfinite(value):
-            require(bool(np.isnan(z[~kept]).all()), f"z at masked positions of {value} must be NaN in every channel")
+        if what == NOT_FINITE:
+            require(bool(np.isnan(z[~kept]).all()), f"z at masked positions of {what} must be NaN in every channel")
     x = np.where(kept[..., None], np.asarray(np.nan, dtype), data.x)
     with np.errstate(invalid="ignore"):
         z, _ = driver.block(spec, data.params, x, data.key_mask, training=case.training)
@@ -161,13 +163,13 @@ def masked_attention(driver: Any, case: Case, dtype: str) -> None:
     data, spec = case.data(dtype), case.spec
     plain = driver.attention(spec, data.params, data.x, key_mask=data.key_mask)
     kept = np.asarray(data.key_mask).reshape(plain.shape[:2])
-    for value, channels in hidden_in(case):
-        x = with_hidden(data.x, data, value, channels)
+    for what, values in hidden_in(case).items():
+        x = with_hidden(data.x, data, values)
         rows = driver.attention(spec, data.params, x, key_mask=data.key_mask)
-        name = f"the rows beside masked positions of {value}"
+        name = f"the rows beside masked positions of {what}"
         assert_close(name, rows[kept], plain[kept].astype(np.float64), dtype=dtype)
-        if not np.isfinite(value):
-            require(bool(np.isnan(rows[~kept]).all()), f"the rows of masked positions of {value} must be NaN")
+        if what == NOT_FINITE:
+            require(bool(np.isnan(rows[~kept]).all()), f"the rows of masked positions of {what} must be NaN")
 
 
 @check(cases=lambda case: not case.is_pooled and case.spec.axes == "all" and case.spec.group_size is None)

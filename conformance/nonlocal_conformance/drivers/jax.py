@@ -29,7 +29,7 @@ __all__ = ["JaxDriver"]
 T = TypeVar("T")
 Options = tuple[tuple[str, Any], ...]
 
-_KEPT = 100
+_KEPT = 300
 """How many calls keep what they compiled: each maps memory, and Linux allows a process 65,530 maps."""
 
 
@@ -56,10 +56,14 @@ class JaxDriver:
         self._options = cut.quick_options() if self._device.platform == "cpu" else None
         if self._device.platform != "cpu":  # several devices are virtual ones
             self.capabilities = self.capabilities - DEVICES
+        jax.config.update(
+            "jax_traceback_in_locations_limit", 0
+        )  # which finding what nobody reads takes a tenth of a run
         self._call = self._jit(_call, "graph")
         self._session_vjp = self._jit(_session_vjp, "graph")
         self._vjp = self._jit(_vjp, "spec", "training", "method")
         self._hvp = self._jit(_hvp, "spec", "training", "method")
+        self._step = self._jit(_step, "graph")
         self._op = self._jit(_op, "options")
         self._op_vjp = self._jit(_op_vjp, "options")
 
@@ -128,9 +132,12 @@ class JaxDriver:
         """Return the losses, mean squares of z - target, and the parameters of plain SGD in training mode."""
         with self._scope(x, key_mask):
             block = _block(spec, params, training=True)
-            optimizer = nnx.Optimizer(block, optax.sgd(rate), wrt=nnx.Param)
-            losses = [float(_step(block, optimizer, x, target, key_mask)) for _ in range(steps)]
-            return losses, block.export_params()
+            graph, state = nnx.split((block, nnx.Optimizer(block, optax.sgd(rate), wrt=nnx.Param)))
+            losses = []
+            for _ in range(steps):
+                loss, state = self._step(state, x, target, key_mask, graph=graph)
+                losses.append(float(loss))
+            return losses, nnx.merge(graph, state)[0].export_params()
 
     def op(self, theta: Array, phi: Array, g: Array, **options: Any) -> Array:
         """Return the operation alone."""
@@ -246,7 +253,8 @@ class JaxDriver:
         with self._scope(x, key_mask):
             block = _block(spec, params)
             old = getattr(block, layer)
-            doubled = _Doubled(old.in_features, old.out_features, use_bias=old.use_bias, rngs=nnx.Rngs(0))
+            sizes = old.in_features, old.out_features
+            doubled = nnx.eval_shape(lambda: _Doubled(*sizes, use_bias=old.use_bias, rngs=nnx.Rngs(0)))
             doubled.kernel, doubled.bias = old.kernel, old.bias
             setattr(block, layer, doubled)
             graph, *states = nnx.split(block, nnx.Param, ...)
@@ -335,9 +343,9 @@ class JaxDriver:
         return call
 
     @contextlib.contextmanager
-    def _scope(self, *arrays: Array | None) -> Iterator[None]:
+    def _scope(self, *arrays: Any) -> Iterator[None]:
         """Compute on the device, in 64 bits if an array has them."""
-        wide = any(isinstance(a, np.ndarray) and a.dtype.itemsize == 8 for a in arrays)  # noqa: PLR2004 - bytes
+        wide = any(getattr(a, "dtype", np.dtype(bool)).itemsize == 8 for a in arrays)  # noqa: PLR2004 - bytes
         with jax.default_device(self._device), jax.enable_x64(wide):
             yield
         self._calls += 1
@@ -393,7 +401,7 @@ class _Session:
 
     def _scope(self, *arrays: Array) -> contextlib.AbstractContextManager[None]:
         """Compute on the device, in 64 bits if the input or a parameter has them."""
-        return self._in_scope(*arrays, *self._block.export_params().values())
+        return self._in_scope(*arrays, *jax.tree.leaves(nnx.state(self._block)))
 
 
 def _call(state: Any, x: Any, key_mask: Any, *, graph: Any) -> tuple[jax.Array, Any]:
@@ -444,14 +452,15 @@ def _hvp(
     return jax.grad(slope, argnums=(0, 1))(x, params)
 
 
-@nnx.jit
-def _step(block: NonLocalBlock, optimizer: nnx.Optimizer[NonLocalBlock], x: Any, target: Any, key_mask: Any) -> Any:
+def _step(state: Any, x: Any, target: Any, key_mask: Any, *, graph: Any) -> tuple[jax.Array, Any]:
+    block, optimizer = nnx.merge(graph, state)
+
     def loss_of(block: NonLocalBlock) -> jax.Array:
         return jnp.mean(optax.squared_error(block(x, key_mask), target))
 
     loss, gradients = nnx.value_and_grad(loss_of)(block)
     optimizer.update(block, gradients)
-    return loss
+    return loss, nnx.state((block, optimizer))
 
 
 def _op(arrays: Any, *, options: Options) -> jax.Array:
@@ -472,8 +481,12 @@ def _block(spec: Spec, params: Params, *, training: bool = False, **options: Any
 
 @functools.lru_cache(maxsize=32)
 def _new_block(spec: Spec, param_dtype: Any, options: Options) -> NonLocalBlock:
-    """Return a block to copy: JAX compiles what draws its parameters, op by op."""
-    return NonLocalBlock.from_spec(spec, rngs=nnx.Rngs(0), param_dtype=param_dtype, **dict(options))
+    """Return a block of zeros to copy: JAX would compile what draws its parameters, op by op."""
+    shapes = nnx.eval_shape(
+        lambda: NonLocalBlock.from_spec(spec, rngs=nnx.Rngs(0), param_dtype=param_dtype, **dict(options))
+    )
+    graph, state = nnx.split(shapes)
+    return nnx.merge(graph, jax.tree.map(lambda a: jax.device_put(np.zeros(a.shape, a.dtype)), state))
 
 
 def _divided(arguments: dict[str, Any]) -> tuple[dict[str, Any], Options]:
@@ -494,9 +507,10 @@ def _name(path: Any) -> str:
 
 def _named(gradients: Any) -> Params:
     """Return gradients of a block under their canonical names; kernels are transposed weights."""
-    return {_name(path): d[...].T for path, d in nnx.to_flat_state(gradients)}
+    return {_name(path): np.array(d[...]).T for path, d in nnx.to_flat_state(gradients)}
 
 
 def _statistics(block: NonLocalBlock) -> Params:
-    params = block.export_params()
-    return {name: params[name] for name in STATISTICS if name in params}
+    if block.spec.norm != "batch":
+        return {}
+    return {name: np.array(block.norm[name.partition(".")[2]][...]) for name in STATISTICS}

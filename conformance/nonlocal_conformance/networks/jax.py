@@ -72,8 +72,8 @@ class _Chain(nnx.Module):
     def __init__(self, layers: Params) -> None:
         self.names = tuple(layers)
         for name, weight in layers.items():
-            layer = nnx.Linear(*weight.T.shape, use_bias=False, param_dtype=weight.dtype, rngs=nnx.Rngs(0))
-            layer.kernel[...] = jnp.asarray(weight.T)
+            options: dict[str, Any] = {"use_bias": False, "param_dtype": weight.dtype, "rngs": nnx.Rngs(0)}
+            layer = nnx.Linear(*weight.T.shape, kernel_init=lambda *_, kernel=weight.T: jnp.asarray(kernel), **options)
             setattr(self, name, layer)
 
     def __call__(self, x: jax.Array) -> jax.Array:

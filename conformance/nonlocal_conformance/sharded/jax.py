@@ -39,7 +39,11 @@ _Cut: Any = PartitionSpec  # which has no types
 @functools.cache
 def quick_options() -> dict[str, Any] | None:
     """Return options with which XLA compiles small programs several times faster, None where it lacks them."""
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    options = {
+        "xla_backend_optimization_level": 0,
+        "xla_cpu_use_fusion_emitters": False,
+        "xla_cpu_parallel_codegen_split_count": 1,
+    }
     try:
         jax.jit(lambda a: a, compiler_options=options)(0.0)
     except jax.errors.JaxRuntimeError:

@@ -23,7 +23,7 @@ def condition(case):
     data, found = case.data("float32"), []
     every = [data]
     if case.mask is not None:
-        every.append(dataclasses.replace(data, x=with_hidden(data.x, data, 0.0), dz=with_hidden(data.dz, data, 0.0)))
+        every.append(dataclasses.replace(data, x=with_hidden(data.x, data), dz=with_hidden(data.dz, data)))
     torch, training = TorchDriver(), case.training
     for given in every:
         expected, terms = reference_gradients(case, given.wide())

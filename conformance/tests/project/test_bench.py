@@ -26,7 +26,7 @@ import in_turn  # noqa: E402
 import page  # noqa: E402
 import plans  # noqa: E402
 import run as program  # noqa: E402
-from compact import compact, whole  # noqa: E402
+from compact import compact, narrowed, whole  # noqa: E402
 from measuring.arrays import input_of, params_of, positions_of  # noqa: E402
 from measuring.case import Case  # noqa: E402
 from measuring.subject import Subject  # noqa: E402
@@ -137,6 +137,13 @@ def test_results_that_are_made_small_can_be_made_whole_again(values):
     small = compact(columns)
     assert len(small[0]) == len(small[5]) == len(small[1][0]) * len(small[1][1]) < 6
     np.testing.assert_equal(whole(small, axes), columns)
+
+
+def test_the_pages_have_only_benchmarks_and_parameters_of_which_there_are_results():
+    about = {"one": {"params": [["a", "b", "c"], ["1", "2"]], "unit": "s"}, "two": {"params": [["a"]]}, "version": 2}
+    found = [{"one": [[1.0], [["c"], ["2"]]]}, {"one": [[1.0], [["a"], ["2"]]], "gone": [[1.0], []]}]
+    expected = {"one": {"params": [["a", "c"], ["2"]], "unit": "s"}, "version": 2}
+    assert narrowed(about, found) == expected
 
 
 def test_results_that_all_failed_are_kept():
