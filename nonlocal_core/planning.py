@@ -19,6 +19,7 @@ __all__ = [
     "WIDE",
     "Plan",
     "check_method",
+    "chunk_rows",
     "exact_method",
     "keys_first",
     "plan",
@@ -111,6 +112,7 @@ def plan(
     keys: Size,
     inner: Size,
     gradients: bool,
+    has_fused: bool = True,
 ) -> Plan:
     """Decide how one call is computed.
 
@@ -125,6 +127,7 @@ def plan(
         keys: M of one set.
         inner: the larger of C' and the width of the values.
         gradients: whether a gradient may be asked for.
+        has_fused: whether the framework's fused attention, where it is the fastest, takes the operands on this device.
 
     Returns:
         The plan: with every size known the one that was the fastest when it was measured, else one that holds
@@ -135,17 +138,22 @@ def plan(
     weights = None if batch is None or queries is None or keys is None else batch * queries * keys
     if method == "auto":
         limit = limits.get((exact, gradients), 0)
-        if limit and _is_up_to(AHEAD, backend, device, dtype, inner):
+        if limit and has_fused and _is_up_to(AHEAD, backend, device, dtype, inner):
             limit = 0
         elif limit and device == "gpu" and inner is not None and inner > WIDTH:
             limit = WIDE
         method = "pairwise" if exact is None or (weights is not None and weights <= limit) else exact
-    if method != "streamed" or _is_up_to(FUSED, backend, device, dtype, inner):
+    if method != "streamed" or (has_fused and _is_up_to(FUSED, backend, device, dtype, inner)):
         return Plan(method)
+    return Plan(method, chunk_rows(device, batch, queries, keys))
+
+
+def chunk_rows(device: str, batch: Size, queries: Size, keys: Size) -> int:
+    """Return the number of queries in a chunk, with sizes as of `plan`."""
     if batch is None or keys is None:
-        return Plan(method, 128)
+        return 128
     rows = CHUNK[device] // max(1, batch * keys)
-    return Plan(method, max(1, rows if queries is None else min(rows, queries // 8)))
+    return max(1, rows if queries is None else min(rows, queries // 8))
 
 
 def plan_call(
@@ -158,6 +166,7 @@ def plan_call(
     device: str,
     gradients: bool,
     is_exported: bool = False,
+    has_fused: bool = True,
 ) -> Plan:
     """Decide how one call is computed, from the shapes and the dtype of its arrays.
 
@@ -170,6 +179,7 @@ def plan_call(
         device: "cpu" or "gpu".
         gradients: whether a gradient may be asked for.
         is_exported: whether the call is recorded for other sizes, with which no size here may be compared.
+        has_fused: as for `plan`.
 
     Returns:
         The plan.
@@ -188,6 +198,7 @@ def plan_call(
         keys=keys,
         inner=None if inner is None or width is None else max(inner, width),
         gradients=gradients,
+        has_fused=has_fused,
     )
 
 

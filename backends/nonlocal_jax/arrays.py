@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nonlocal_core.arguments import check_floating
 from nonlocal_core.errors import fail_type
 
-__all__ = ["Spread", "check_dtype", "device_kind", "narrowed", "product", "wide_dtype"]
+__all__ = ["Spread", "check_dtype", "device_kind", "has_tensor_cores", "narrowed", "product", "wide_dtype"]
 
 _SETTINGS: Any = jax.config  # whose options become attributes at run time
 _Cut: Any = PartitionSpec  # which has no types
@@ -22,11 +24,35 @@ _Cut: Any = PartitionSpec  # which has no types
 
 def product(equation: str, a: Array, b: Array, dtype: Any) -> Array:
     """Return a product of arrays, summed up and returned in `dtype`."""
+    if a.dtype == b.dtype == jnp.bfloat16 and dtype == jnp.float32:
+        return _of_halves(equation, a, b)
     # By default GPUs and TPUs round float32 operands to fewer bits; whoever wants that has a setting for it.
     precision = None if _SETTINGS.jax_default_matmul_precision else lax.Precision.HIGHEST
+    if a.dtype == b.dtype == jnp.float16 and precision:
+        precision = lax.Precision.HIGH  # of use to gradients, whose range needs float32, but no more bits than these
     if a.dtype != b.dtype:
         a, b = a.astype(dtype), b.astype(dtype)
     return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _of_halves(equation: str, a: Array, b: Array) -> Array:
+    """Return a product of bfloat16 as float32, whose derivatives are products of bfloat16 again."""
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+
+def _of_halves_jvp(equation: str, primals: Any, tangents: Any) -> tuple[Array, Any]:
+    """Give a product the derivative whose transposition rounds what it gets, instead of widening its operands."""
+    a, b = primals
+    parts = [
+        jnp.einsum(equation, *pair).astype(jnp.float32)
+        for pair, tangent in (((tangents[0], b), tangents[0]), ((a, tangents[1]), tangents[1]))
+        if not isinstance(tangent, SymbolicZero)
+    ]
+    return _of_halves(equation, a, b), sum(parts[1:], parts[0])
+
+
+_of_halves.defjvp(_of_halves_jvp, symbolic_zeros=True)
 
 
 def check_dtype(name: str, value: Any) -> None:
@@ -53,9 +79,18 @@ def wide_dtype(*arrays: Array) -> Any:
 
 def device_kind() -> str:
     """Return the kind of device that JAX computes on unless arrays are bound to another, which a trace cannot see."""
+    return "cpu" if _device().platform == "cpu" else "gpu"
+
+
+def has_tensor_cores() -> bool:
+    """Return whether that device is a GPU of NVIDIA that multiplies bfloat16, from compute capability 8.0 on."""
+    major = str(getattr(_device(), "compute_capability", "")).partition(".")[0]
+    return major.isdigit() and int(major) >= 8  # noqa: PLR2004 - explained
+
+
+def _device() -> jax.Device:
     default = _SETTINGS.jax_default_device
-    platform = jax.default_backend() if default is None else getattr(default, "platform", default)
-    return "cpu" if platform == "cpu" else "gpu"
+    return default if isinstance(default, jax.Device) else jax.devices(default)[0]
 
 
 class Spread:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import jax.numpy as jnp
 from jax import Array
 
-from nonlocal_core.planning import plan_call
+from nonlocal_core.planning import Plan, chunk_rows, plan_call
 from nonlocal_core.spec.calls import check_op
 from nonlocal_core.spec.form import Form
 from nonlocal_jax.arrays import Spread, device_kind
+from nonlocal_jax.methods.fused import fused, serves
 from nonlocal_jax.methods.pairwise import pairwise as pairwise_
 from nonlocal_jax.methods.reassociated import reassociated
 from nonlocal_jax.methods.sorted import sorted_
@@ -84,9 +86,15 @@ def aggregate(theta: Array, phi: Array, g: Array, form: Form, key_mask: Array | 
     if key_mask is not None:
         valid = jnp.asarray(key_mask)
         phi, g = (jnp.where(valid[..., None], array, 0) for array in (phi, g))
-    device, gradients = device_kind(), True  # a trace does not tell whether any are asked for
-    plan = plan_call(theta, g, form.pairwise, method, backend="jax", device=device, gradients=gradients)
-    if plan.rows is not None:
+    device = device_kind()
+    # A trace does not tell whether any gradients are asked for.
+    call = partial(plan_call, theta, g, form.pairwise, method, backend="jax", device=device, gradients=True)
+    plan = call()
+    if plan == Plan("streamed") and not serves(theta, phi, g):
+        plan = call(has_fused=False)
+    if plan == Plan("streamed"):
+        y = fused(theta, phi, g, form, valid, chunk_rows(device, theta.shape[0], theta.shape[1], g.shape[1]))
+    elif plan.rows is not None:
         y = streamed(theta, phi, g, form, valid, plan.rows)
     else:
         y = _METHODS[plan.method](theta, phi, g, form, valid)

@@ -55,6 +55,7 @@ class JaxDriver:
             message = f"`device` must be one that JAX finds on this machine. Got {device!r}."
             raise ValueError(message) from error
         self.device, self._calls = device, 0
+        self._plans: list[Any] | None = None
         self._options = cut.quick_options() if self._device.platform == "cpu" else None
         if self._device.platform != "cpu":  # several devices are virtual ones
             self.capabilities = self.capabilities - DEVICES
@@ -318,8 +319,17 @@ class JaxDriver:
         return JaxNetwork(layers, self._scope)
 
     def peak_memory(self, call: Callable[[], T]) -> tuple[T, int | None]:
-        """Return the result of a call and its peak extra memory in bytes, which JAX tells on a CPU only."""
-        return peak_resident(call) if self._device.platform == "cpu" else (call(), None)
+        """Return the result of a call and its peak extra memory in bytes."""
+        return peak_resident(call) if self._device.platform == "cpu" else self.planned_memory(call)
+
+    def planned_memory(self, call: Callable[[], T]) -> tuple[T, int | None]:
+        """Return the same as the compiler planned it: no device tells the peak of a span of time."""
+        plans: list[Any] = []
+        self._plans = plans
+        try:
+            return call(), max((plan.temp_size_in_bytes + plan.output_size_in_bytes for plan in plans), default=None)
+        finally:
+            self._plans = None
 
     def _run(self, block: NonLocalBlock, x: Array, key_mask: Mask = None) -> Array:
         """Call a block, which afterwards has the statistics that the call left."""
@@ -329,7 +339,14 @@ class JaxDriver:
         return np.array(z)
 
     def _jit(self, function: Callable[..., Any], *static: str) -> Callable[..., Any]:
-        return jax.jit(function, static_argnames=static, compiler_options=self._options)
+        compiled = jax.jit(function, static_argnames=static, compiler_options=self._options)
+
+        def call(*args: Any, **options: Any) -> Any:
+            if self._plans is not None:
+                self._plans.append(compiled.lower(*args, **options).compile().memory_analysis())
+            return compiled(*args, **options)
+
+        return call
 
     @contextlib.contextmanager
     def _scope(self, *arrays: Any) -> Iterator[None]:

@@ -104,6 +104,12 @@ def test_attention_is_fused_where_the_framework_is_fast_at_it(backend, device, d
     assert (planned("streamed", backend=backend, device=device, dtype=dtype, inner=inner).rows is None) == fused
 
 
+def test_operands_that_fused_attention_does_not_take_get_chunks_or_a_small_matrix():
+    half = {"device": "gpu", "dtype": "bfloat16", "has_fused": False}
+    assert planned(queries=1024, **half) == Plan("pairwise")
+    assert planned(queries=2**15, keys=2**15, **half) == Plan("streamed", planning.CHUNK["gpu"] // 2**16)
+
+
 @pytest.mark.parametrize(
     ("backend", "dtype", "shape", "expected"),
     [  # (B, N, C') of the table of measurements on an H200, and what was the fastest there

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nonlocal_conformance.sharded import jax as suite
-from nonlocal_jax import NonLocalBlock, nonlocal_block, norm, updated_statistics
+from nonlocal_jax import NonLocalBlock, nonlocal_block, nonlocal_op, norm, op, updated_statistics
 from nonlocal_jax import sharded as adapter
+from nonlocal_jax.methods import fused
 
 DEVICES = 4
 
@@ -130,3 +132,32 @@ def faulty(rank, fault, *arguments, **options):
     """Return what `sharded` does, of an adapter with a fault."""
     with FAULTS[fault]():
         return suite.sharded(rank, *arguments, **options)
+
+
+def fused_attention(_, axis):
+    """Return the shapes that a kernel for whole sets gets of a divided input, and two outputs with their gradients."""
+    found = []
+
+    def kernel(query, key, value, **_):
+        scores = jnp.einsum("btnh,bsnh->btns", query, key, preferred_element_type=jnp.float32)
+        return jnp.einsum("btns,bsnh->btnh", jax.nn.softmax(scores).astype(value.dtype), value)
+
+    def lower(mesh, given, result):
+        shapes = [a.sharding.shard_shape(a.shape) for a in given]
+        found.extend(shapes)
+        return mesh, kernel, result.sharding, tuple(a.sharding for a in given)
+
+    divided = custom_partitioning(kernel)
+    divided.def_partition(lower, sharding_rule="b t n h, b s n h, b s n h -> b t n h")
+    differentiable = jax.custom_vjp(divided.__call__)
+    differentiable.defvjp(lambda *given: (divided(*given), given), lambda given, dy: jax.vjp(kernel, *given)[1](dy))
+    given = [jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8)), "bfloat16")] * 3
+    cut = NamedSharding(Mesh(np.array(jax.devices()), "d"), PartitionSpec(*[None] * axis, "d"))
+    step = jax.jit(lambda *given: (nonlocal_op(*given), *jax.vjp(nonlocal_op, *given)[1](given[0])))
+    with (
+        mock.patch.object(op, "device_kind", return_value="gpu"),
+        mock.patch.multiple(fused, PLATFORM="cpu", has_tensor_cores=lambda: True),
+        mock.patch.object(fused, "KERNEL", lambda *given, **_: differentiable(*given)),
+    ):
+        spread = step(*(jax.device_put(a, cut) for a in given))
+    return found, *([np.asarray(a, "float32") for a in found] for found in (spread, step(*given)))

@@ -1,5 +1,7 @@
 """What the methods without the matrix of weights promise under JAX's transformations, and what they hold in memory."""
 
+import math
+import re
 from functools import cache, partial
 
 import jax
@@ -11,6 +13,7 @@ from jax import export
 
 import nonlocal_core as nlc
 from nonlocal_conformance.assertions import assert_close
+from nonlocal_conformance.drivers.jax import JaxDriver
 from nonlocal_conformance.sharded.jax import quick_options
 from nonlocal_core.planning import exact_method
 from nonlocal_core.spec.form import Form
@@ -300,6 +303,17 @@ def test_compiled_blocks_of_queries_need_memory_for_one_block(transform):
     assert both < matrix / 4
 
 
+def test_the_suite_sees_the_matrix_in_what_the_compiler_plans_to_hold():
+    spec, positions, driver = nlc.NonLocalSpec(channels=4), 2048, JaxDriver()
+    x, matrix = np.zeros((1, positions, 4), "float32"), 4 * positions**2
+    params = {name: np.zeros(shape, "float32") for name, shape in nlc.param_shapes(spec).items()}
+    for call in (driver.block, partial(driver.vjp, dz=x)):
+        _, whole = driver.planned_memory(partial(call, spec, params, x, method="pairwise"))
+        _, chunks = driver.planned_memory(partial(call, spec, params, x, method="streamed"))
+        assert whole >= matrix
+        assert chunks < matrix / 2
+
+
 # The block
 
 
@@ -373,3 +387,34 @@ def test_inf_at_a_masked_position_reaches_no_other(method):
     x[~mask] = np.inf
     z = np.asarray(function(x))
     assert_close("the other positions", z[mask], expected[mask], dtype="float32")
+
+
+# Precision
+
+
+def operands_of_products(form, method, dtype):
+    """Return the dtypes and sizes of the operands of all products in a training step, and their precisions."""
+    spec = nlc.NonLocalSpec(channels=16, pairwise=form)
+    params = {name: jnp.zeros(shape, "float32") for name, shape in nlc.param_shapes(spec).items()}
+
+    def loss(x, params):
+        return jnp.sum(nonlocal_block(x, params, spec, method=method, dtype=dtype) ** 2)
+
+    text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(jnp.zeros((2, 512, 16)), params).as_text()
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    shapes = [shape.split("x") for line in products for shape in re.findall(r"tensor<([^>]+)>", line)[:2]]
+    return {(kind, math.prod(map(int, sizes))) for *sizes, kind in shapes}, products
+
+
+@pytest.mark.parametrize(("form", "method"), [*EXACT, *((form, "pairwise") for form in FORMS)])
+def test_no_product_of_a_training_step_widens_bfloat16_operands(form, method):
+    operands, _ = operands_of_products(form, method, "bfloat16")
+    assert any(kind == "bf16" for kind, _ in operands)
+    assert not {size for kind, size in operands if kind == "f32" and size >= 2 * 512}
+
+
+@pytest.mark.parametrize(("form", "method"), EXACT)
+def test_every_product_of_float32_is_in_full_precision(form, method):
+    operands, products = operands_of_products(form, method, "float32")
+    assert {kind for kind, _ in operands} == {"f32"}
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)

@@ -228,3 +228,11 @@ def test_a_fault_is_found(fault, pairwise, options, spatial):
     found = process()(work.faulty, fault, *given, axis=1, devices=4, training=True)[0]
     with pytest.raises(AssertionError, match="differs from the reference"):
         assert_as_whole(found, *given)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_kernel_gets_whole_sets_of_an_input_that_is_divided(axis):
+    shapes, actual, expected = process()(work.fused_attention, axis)[0]
+    assert {shape[1:] for shape in shapes} == {(8, 1, 8)}
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=0.03 * np.abs(b).max())
