@@ -56,7 +56,8 @@ class Case:
             has one.
         training: whether batch normalisation uses the statistics of the input.
         ties: whether positions repeat, so that windows of the pooling hold ties, before and after a projection.
-        narrow: whether it runs in every dtype of a driver, or in the widest alone.
+        narrow: whether it runs in the narrower dtypes of a driver, or in the widest alone.
+        wide: whether a check that is run in the narrower ones runs in the widest as well.
         seed: of the data, beside the name; None: the first whose data are well conditioned, so that a right
             implementation need not fail by its rounding.
         cut: the axis of the input that devices cut, 0 for the batch, and how many they are; None: there is one.
@@ -70,6 +71,7 @@ class Case:
     training: bool = False
     ties: bool = False
     narrow: bool = True
+    wide: bool = True
     seed: int | None = None
     cut: tuple[int, int] | None = None
 

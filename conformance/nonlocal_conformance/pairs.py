@@ -61,7 +61,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "moments": tuple(MOMENTS),
     "batch": ("1", "2", "3"),
     "ties": ("no", "yes"),
-    "dtypes": ("widest", "every"),
+    "dtypes": ("widest", "narrower"),
 }
 """The values of each factor."""
 
@@ -95,8 +95,10 @@ def case_of(row: Row, name: str = "row") -> Case:
         **MOMENTS[row["moments"]],
     }
     mask, training = {"none": None}.get(row["mask"], row["mask"]), row["training"] == "yes"
-    ties, narrow = row["ties"] == "yes", row["dtypes"] == "every"
-    case = Case(name, options, spatial, int(row["batch"]), mask, training=training, ties=ties, narrow=narrow)
+    ties, narrow = row["ties"] == "yes", row["dtypes"] == "narrower"
+    case = Case(
+        name, options, spatial, int(row["batch"]), mask, training=training, ties=ties, narrow=narrow, wide=not narrow
+    )
     case.spec.check_input((case.batch, *spatial, channels), training=training)
     return case
 

@@ -37,7 +37,7 @@ class Check:
         needs: the capabilities without which the check says nothing.
         applies: whether it runs on a case.
         first: of the cases with one value of this, only the first of a driver runs; None: all do.
-        every_dtype: whether it runs in every dtype of the driver on narrow cases, or in the widest alone.
+        every_dtype: whether it runs in the narrower dtypes of the driver on narrow cases, or in the widest alone.
         by_reference: whether it asks for no more than what the reference gives, so that the reference's own driver
             would be compared with itself.
     """
@@ -103,7 +103,8 @@ def check(
 def bind(driver: Driver) -> list[Bound]:
     """Return every check that applies to a driver, on every case and dtype.
 
-    The widest dtype of the driver runs every case; the others run a selection. A driver whose implementation can
+    Cases with names run in the widest dtype of the driver, a selection in the others too; those of the covering array
+    in the one that it gives them. A driver whose implementation can
     express few of `CASES` and `CUTS` has cases of its own, in an attribute `cases`.
 
     Raises:
@@ -176,6 +177,7 @@ def _bind(driver: Driver) -> Iterator[Bound]:
                 if key in seen[one.name]:
                     continue
                 seen[one.name].add(key)
-            yield Bound(one, driver, case, widest)
-            if one.every_dtype and case.narrow:
-                yield from (Bound(one, driver, case, dtype) for dtype in driver.dtypes if dtype != widest)
+            narrower = [dtype for dtype in driver.dtypes if dtype != widest and one.every_dtype and case.narrow]
+            if case.wide or not narrower:
+                yield Bound(one, driver, case, widest)
+            yield from (Bound(one, driver, case, dtype) for dtype in narrower)

@@ -7,6 +7,7 @@ import random
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import keras
@@ -14,13 +15,14 @@ import numpy as np
 import tensorflow as tf
 
 from nonlocal_conformance.capabilities import BACKENDS, DEVICES
-from nonlocal_conformance.driver import Array, Everything, Mask, Network, Params, Session, Spec
+from nonlocal_conformance.driver import Array, Everything, Mask, Network, Params, Session, Spec, dtype_of
 from nonlocal_conformance.memory import peak_resident
 from nonlocal_conformance.networks.tensorflow import TensorflowNetwork
 from nonlocal_conformance.sharded.tensorflow import (
     block_of,
     differentiated,
     name_of,
+    new_block,
     processes,
     statistics_of,
     twice_differentiated,
@@ -54,7 +56,7 @@ class TensorflowDriver:
         if not any(found.name.endswith(f":{self._where}") for found in tf.config.list_logical_devices()):
             message = f"`device` must be one that TensorFlow finds on this machine. Got {device!r}."
             raise ValueError(message)
-        self.device = device
+        self.device, self._new_block = device, lru_cache(maxsize=8)(new_block)
         # What is tested as float32 has to be that: by default some GPUs multiply it in TF32.
         tf.config.experimental.enable_tensor_float_32_execution(enabled=False)
         if kind != "cpu":  # several devices are virtual ones
@@ -76,7 +78,7 @@ class TensorflowDriver:
         method: str = "auto",
     ) -> tuple[Array, Params]:
         """Return the output of a block and its running statistics after the call."""
-        return self.session(spec, params, method=method).call(x, key_mask, training=training)
+        return _Session(self._kept(spec, params, method), self._scope).call(x, key_mask, training=training)
 
     def steps(
         self, spec: Spec, params: Params, inputs: Sequence[Array], *, training: bool = False
@@ -97,7 +99,7 @@ class TensorflowDriver:
         method: str = "auto",
     ) -> tuple[Array, Params]:
         """Return the gradients of the input and of the parameters."""
-        return self.session(spec, params, method=method).gradients(x, dz, key_mask, training=training)[2:]
+        return _Session(self._kept(spec, params, method), self._scope).gradients(x, dz, key_mask, training=training)[2:]
 
     def session(self, spec: Spec, params: Params, *, method: str = "auto") -> Session:
         """Return a layer."""
@@ -118,8 +120,8 @@ class TensorflowDriver:
         method: str = "auto",
     ) -> tuple[Array, Params]:
         """Return the gradients of <gradients, v>, reverse over reverse."""
+        block = self._kept(spec, params, method)
         with self._scope():
-            block = block_of(spec, params, method=method)
             arrays = tf.constant(x), tf.constant(dz), _mask(key_mask), tf.constant(vx)
             return _arrays(*twice_differentiated(block, *arrays, vparams, training=training))
 
@@ -156,8 +158,9 @@ class TensorflowDriver:
 
     def attention(self, spec: Spec, params: Params, x: Array, positions: Any = None, key_mask: Mask = None) -> Array:
         """Return rows of the weights."""
+        block = self._kept(spec, params)
         with self._scope():
-            return block_of(spec, params).attention(tf.constant(x), positions, _mask(key_mask)).numpy()
+            return block.attention(tf.constant(x), positions, _mask(key_mask)).numpy()
 
     def export(self, spec: Spec, params: Params) -> Params:
         """Take parameters in and give them out again."""
@@ -314,6 +317,13 @@ class TensorflowDriver:
         before = tf.config.experimental.get_memory_info(self._where)["current"]
         result = call()
         return result, tf.config.experimental.get_memory_info(self._where)["peak"] - before
+
+    def _kept(self, spec: Spec, params: Params, method: str = "auto") -> NonLocalBlock:
+        """Return a layer for one call, the same for each spec: to make one takes longer than most calls."""
+        with self._scope():
+            block = self._new_block(spec, dtype_of(params), method=method)
+            block.import_params(params)
+            return block
 
     @contextmanager
     def _scope(self) -> Iterator[None]:

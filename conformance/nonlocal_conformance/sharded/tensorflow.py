@@ -19,6 +19,7 @@ __all__ = [
     "cut_value",
     "differentiated",
     "name_of",
+    "new_block",
     "processes",
     "statistics_of",
     "strategy_of",
@@ -106,11 +107,15 @@ def summed(strategy: tf.distribute.Strategy, dparams: dict[str, Any]) -> Params:
 
 
 def block_of(spec: Spec, params: Params, policy: str | None = None, **options: Any) -> NonLocalBlock:
-    """Return a layer with these options for an input that Keras leaves in its own dtype."""
-    given: dict[str, Any] = {"dtype": policy or dtype_of(params), "autocast": False, "data_format": "channels_last"}
-    block = NonLocalBlock.from_spec(spec, **given, **options)
+    """Return a layer with these parameters and options."""
+    block = new_block(spec, policy or dtype_of(params), **options)
     block.import_params(params)
     return block
+
+
+def new_block(spec: Spec, policy: str, **options: Any) -> NonLocalBlock:
+    """Return a layer with these options for an input that Keras leaves in its own dtype."""
+    return NonLocalBlock.from_spec(spec, dtype=policy, autocast=False, data_format="channels_last", **options)
 
 
 def differentiated(block: NonLocalBlock, x: tf.Tensor, dz: tf.Tensor, mask: Any, *, training: bool) -> Any:
